@@ -6,7 +6,13 @@ project = "speechgraft"
 author = copyright = "the speechgraft authors"
 version = release = installed_version("speechgraft")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
 html_theme = "furo"

@@ -14,14 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+import tomli
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-METADATA = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+METADATA = tomli.loads((REPOSITORY / "pyproject.toml").read_text())
 NOT_PACKAGED = {"tests", "docs", "benchmarks", "build", "dist", "runs"}
 
 # Which of the folders a module may import from; its own folder goes without saying.
