@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Number
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer
@@ -163,7 +163,7 @@ class SpeechSeq2SeqProcessor(ProcessorMixin):
             raise ValueError("Nothing to process: give audio, text or both")
         self._check_kwargs(kwargs, both=audio is not None and text is not None)
         # No tokenizer_init_kwargs: the tokenizer's max_length would become that of the audio as well.
-        merged = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs={}, **kwargs)
+        merged = self._merge_kwargs(cast(Any, ProcessingKwargs), tokenizer_init_kwargs={}, **kwargs)
         data: dict[str, Any] = {}
         return_tensors = merged["audio_kwargs"].pop("return_tensors", None)
         if audio is not None:
