@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 DEFAULT_SAMPLING_RATE = 16_000  # Hz
+MAX_MISSING_SAMPLES = 4 * 1152  # four MP3 frames: how much encoders and decoders disagree about the end
 MIN_SAMPLING_RATE, MAX_SAMPLING_RATE = 1_000, 768_000  # Hz; outside of this a header is broken, not unusual
 
 
@@ -42,13 +43,21 @@ def load_audio(source: Any, sampling_rate: int = DEFAULT_SAMPLING_RATE, *, name:
     """
     name = name or source_name(source)
     _check_sampling_rate(sampling_rate, name)
-    waveform, native_rate = _read(source, name)
-    if native_rate is not None:
-        _check_sampling_rate(native_rate, name)
-    waveform = _as_mono_float32(waveform, name)
+    waveform, native_rate = _load_native(source, name)
     if native_rate is not None and native_rate != sampling_rate:
         waveform = _resample(waveform, native_rate, sampling_rate)
     return waveform
+
+
+def decoded_duration_s(source: Any, sampling_rate: int = DEFAULT_SAMPLING_RATE) -> float:
+    """Duration in seconds of a recording that was decoded and checked as `load_audio` would, but not resampled.
+
+    Args:
+        source: as for `load_audio`.
+        sampling_rate: in Hz, of waveforms that do not say.
+    """
+    waveform, native_rate = _load_native(source, source_name(source))
+    return len(waveform) / (native_rate or sampling_rate)
 
 
 def source_name(source: Any) -> str:
@@ -100,15 +109,8 @@ def iter_audio_blocks(
         _check_sampling_rate(native_rate, name)
         if file.frames == 0:
             raise AudioError(f"{name}: empty audio (0 samples)")
-        resampler = _stream_resampler(native_rate, sampling_rate)
-        block_samples = max(1, round(block_s * native_rate))
-        for block in _raw_blocks(file, block_samples, name):
-            is_last = file.tell() >= file.frames
-            block = _as_mono_float32(block, name)
-            if resampler is not None:
-                block = resampler.resample_chunk(block, last=is_last)
-            if len(block):
-                yield block
+        blocks = (_as_mono_float32(block, name) for block in _raw_blocks(file, round(block_s * native_rate), name))
+        yield from blocks if native_rate == sampling_rate else _resample_blocks(blocks, native_rate, sampling_rate)
 
 
 def find_audio_files(paths: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
@@ -142,6 +144,14 @@ def audio_extensions() -> frozenset[str]:
     return frozenset(formats | {".aif", ".aifc", ".oga", ".opus", ".wave"})
 
 
+def _load_native(source: Any, name: str) -> tuple[np.ndarray, int | None]:
+    """The checked mono waveform at the rate it was recorded with."""
+    samples, native_rate = _read(source, name)
+    if native_rate is not None:
+        _check_sampling_rate(native_rate, name)
+    return _as_mono_float32(samples, name), native_rate
+
+
 def _read(source: Any, name: str) -> tuple[Any, int | None]:
     """Samples and their sampling rate, which is None where the source does not say."""
     if isinstance(source, Mapping):
@@ -166,7 +176,16 @@ def _read_decoder(decoder: Any, name: str) -> tuple[np.ndarray, int]:
 
 
 def _read_file(source: Any, name: str) -> tuple[np.ndarray, int]:
-    return _with_soundfile(lambda soundfile, file: soundfile.read(file, dtype="float32"), source, name)
+    samples, native_rate, n_declared = _with_soundfile(_decode_all, source, name)
+    if len(samples) < n_declared - MAX_MISSING_SAMPLES:
+        raise AudioError(f"{name}: ends after {len(samples)} of {n_declared} samples")
+    return samples, native_rate
+
+
+def _decode_all(soundfile: Any, source: Any) -> tuple[np.ndarray, int, int]:
+    with soundfile.SoundFile(source) as file:
+        n_declared = file.frames
+        return file.read(dtype="float32"), file.samplerate, n_declared
 
 
 def _with_soundfile(action: Any, source: str | os.PathLike | bytes | BinaryIO, name: str) -> Any:
@@ -209,11 +228,16 @@ def _raw_blocks(file: Any, block_samples: int, name: str) -> Iterator[np.ndarray
         except RuntimeError as error:
             raise AudioError(f"{name}: cannot be decoded ({_one_line(error)})") from error
         if not len(block):
-            raise AudioError(f"{name}: ends after {file.tell()} of {file.frames} samples")
+            if file.tell() < file.frames - MAX_MISSING_SAMPLES:
+                raise AudioError(f"{name}: ends after {file.tell()} of {file.frames} samples")
+            return
         yield block
 
 
 def _as_mono_float32(samples: Any, name: str) -> np.ndarray:
+    if hasattr(samples, "detach"):  # a torch tensor, which numpy does not take with gradients or in bfloat16
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
     try:
         waveform = np.asarray(samples)
     except ValueError as error:
@@ -222,6 +246,8 @@ def _as_mono_float32(samples: Any, name: str) -> np.ndarray:
         raise AudioError(f"{name}: samples must be numbers, got {waveform.dtype}")
     if waveform.size == 0:
         raise AudioError(f"{name}: empty audio (0 samples)")
+    if waveform.dtype.kind in "iu" and waveform.dtype.itemsize > 4:
+        raise AudioError(f"{name}: full scale of {waveform.dtype} samples is unknown: use int16, int32 or float32")
     waveform = _average_channels(_scaled(waveform), name)
     finite = np.isfinite(waveform)
     if not finite.all():
@@ -273,11 +299,14 @@ def _resample(waveform: np.ndarray, native_rate: int, sampling_rate: int) -> np.
     return resampled if len(resampled) else waveform[:1]
 
 
-def _stream_resampler(native_rate: int, sampling_rate: int) -> Any | None:
-    if native_rate == sampling_rate:
-        return None
-    return _import_soxr().ResampleStream(native_rate, sampling_rate, num_channels=1, dtype="float32")
+def _resample_blocks(blocks: Iterable[np.ndarray], native_rate: int, sampling_rate: int) -> Iterator[np.ndarray]:
+    resampler = _import_soxr().ResampleStream(native_rate, sampling_rate, num_channels=1, dtype="float32")
+    for block in blocks:
+        if len(resampled := resampler.resample_chunk(block)):
+            yield resampled
+    yield resampler.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = getattr(error, "error_string", None) or str(error)  # soundfile's str() repeats the file, or is empty
+    return " ".join(text.split()) or type(error).__name__

@@ -78,7 +78,8 @@ class SpeechSeq2SeqCollator:
         prompt, end = list(config.decoder_prompt_token_ids or []), self.processor.end_token_id
         special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id, tokenizer.mask_token_id}
         starts = {config.decoder_start_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id, config.pad_token_id}
-        ends = {end, tokenizer.eos_token_id, tokenizer.sep_token_id, config.pad_token_id} | (special & set(prompt))
+        ends = {end, tokenizer.eos_token_id, tokenizer.sep_token_id, config.pad_token_id}
+        ends |= special & {*prompt, *starts}  # mBART writes its language behind the end token
 
         body = [int(token_id) for token_id in label_ids if int(token_id) != IGNORED_LABEL]
         if not prompt or body[: len(prompt)] != prompt:

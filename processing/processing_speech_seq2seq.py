@@ -287,17 +287,15 @@ class SpeechSeq2SeqProcessor(ProcessorMixin):
         if self.window_samples is not None and not self.pads_to_window:
             return self._extract_without_window(waveform, kwargs)
         padding = "max_length" if self.pads_to_window else "longest"
-        features = self.feature_extractor(
-            [waveform],
-            sampling_rate=self.sampling_rate,
-            **{"padding": padding, **kwargs},
-            return_attention_mask=return_attention_mask,
-        )
-        row = {
-            name: np.asarray(features[name][0])
-            for name in (self.main_input_name, "attention_mask")
-            if name in features
-        }
+        with np.errstate(divide="ignore", invalid="ignore"):  # see below
+            features = self.feature_extractor(
+                [waveform],
+                sampling_rate=self.sampling_rate,
+                **{"padding": padding, **kwargs},
+                return_attention_mask=return_attention_mask,
+            )
+        names = (self.main_input_name, "attention_mask")
+        row = {name: np.asarray(features[name][0]) for name in names if name in features}
         # Digital silence has no variance: speech_to_text divides zero by zero, and its mean-free value is zero.
         np.nan_to_num(row[self.main_input_name], copy=False, nan=0.0, posinf=0.0, neginf=0.0)
         return row

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .audio_files import AudioError, audio_duration_s, load_audio, source_name
+from .audio_files import AudioError, audio_duration_s, decoded_duration_s, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +178,8 @@ def _fault_of(row: Mapping[str, Any], limits: _Limits) -> tuple[str, str] | None
         n_tokens = limits.count_tokens(text)
         if n_tokens > limits.max_label_length:
             return "transcript too long", f"{name}: {n_tokens} tokens, the limit is {limits.max_label_length}"
-    rate = 16_000
     try:
-        duration_s = len(load_audio(row["audio"], rate)) / rate
+        duration_s = decoded_duration_s(row["audio"])
     except AudioError as error:
         return "unusable audio", str(error)
     if duration_s < limits.min_duration_s:
