@@ -1,0 +1,564 @@
+"""Speech to text: a pretrained speech encoder grafted onto a pretrained text decoder.
+
+Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encoder frames, `S` text tokens,
+`D` decoder width, `V` vocabulary, `C` outputs of the CTC head.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForSpeechSeq2Seq,
+    Cache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SpeechEncoderDecoderConfig,
+    SpeechEncoderDecoderModel,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+from transformers.utils import logging
+
+from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
+from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
+from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
+from .text_decoders import check_cross_attends, text_decoder_family
+from .warm_start import warm_start
+
+logger = logging.get_logger(__name__)
+
+# Keys of a SpeechEncoderDecoderModel checkpoint, and ours.
+NATIVE_KEYS = {
+    r"^encoder\.(?!backbone\.|adapter\.|projection\.)": "encoder.backbone.",
+    r"^enc_to_dec_proj\.": "encoder.projection.",
+}
+TOKEN_IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+DEFAULT_MAX_LENGTH = 448  # tokens, Whisper's; decoders with fewer positions take those
+
+
+@dataclass
+class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
+    """What `SpeechSeq2SeqModel.forward` returns, beyond `Seq2SeqLMOutput`.
+
+    Args:
+        decoder_loss: scalar, cross-entropy of the decoder.
+        ctc_loss: scalar, loss of the CTC head.
+        ctc_logits: [B, T, C].
+        encoder_attention_mask: boolean [B, T].
+    """
+
+    decoder_loss: torch.Tensor | None = None
+    ctc_loss: torch.Tensor | None = None
+    ctc_logits: torch.Tensor | None = None
+    encoder_attention_mask: torch.Tensor | None = None
+
+
+class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
+    """A speech encoder and a text decoder, joined by cross-attention.
+
+    Build one from checkpoints with `from_encoder_decoder_pretrained`, or load a trained one, of this class or of
+    `SpeechEncoderDecoderModel`, with `from_pretrained`.
+
+    Args:
+        config: what the model is made of; None takes the configurations of the two ready modules.
+        encoder: a ready backbone, such as a `Wav2Vec2Model`; None builds one from `config.encoder`.
+        decoder: a ready decoder with cross-attention, such as a `BertLMHeadModel`.
+
+    Raises:
+        ValueError: a family is not supported, or the decoder would ignore the audio.
+    """
+
+    config: SpeechSeq2SeqConfig
+    base_model_prefix = "speech_seq2seq"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _can_compile_fullgraph = True
+
+    def __init__(
+        self,
+        config: SpeechSeq2SeqConfig | None = None,
+        encoder: PreTrainedModel | None = None,
+        decoder: PreTrainedModel | None = None,
+    ):
+        if config is None:
+            if encoder is None or decoder is None:
+                raise ValueError("give a configuration, or both a ready encoder and a ready decoder")
+            config = SpeechSeq2SeqConfig(encoder=encoder.config, decoder=decoder.config)
+        super().__init__(config)
+        decoder_config = cast(PreTrainedConfig, config.decoder)
+        self.family = text_decoder_family(decoder_config)
+        if decoder is not None:
+            decoder.config = decoder_config
+        self.decoder = self.family.decoder_class(decoder_config)(decoder_config) if decoder is None else decoder
+        check_cross_attends(self.decoder)
+        width = getattr(decoder_config, "cross_attention_hidden_size", None) or decoder_config.hidden_size
+        self.encoder = SpeechEncoder(config, output_size=width, backbone=encoder)
+        self.main_input_name = self.encoder.main_input_name
+        self.ctc_head = nn.Linear(width, config.ctc_vocab_size or config.vocab_size) if config.has_ctc_head else None
+        self._no_split_modules = self._block_names()
+        self.post_init()
+        self._no_split_modules = self._block_names()
+        self._agreed_token_ids: dict[str, Any] = {}
+        self._adopt_generation_defaults()
+
+    def _block_names(self) -> set[str]:
+        """Classes of the layers that must stay whole on one device: those that are really there, in both halves."""
+        return {type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)}
+
+    # Parts -----------------------------------------------------------------------------------------------------------
+
+    def get_encoder(self, modality: str | None = None) -> SpeechEncoder:
+        """The encoder, whose output is ready for cross-attention."""
+        return self.encoder
+
+    def get_decoder(self) -> PreTrainedModel:
+        """The text decoder with its language-model head."""
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's token embeddings."""
+        return self.decoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the decoder's token embeddings."""
+        self.decoder.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder's output layer."""
+        return cast(nn.Module, self.decoder.get_output_embeddings())
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the decoder's output layer."""
+        self.decoder.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize the decoder's vocabulary, and with it a CTC head that shares it; token ids keep their meaning.
+
+        Raises:
+            ValueError: a token id of the configuration would fall outside the new vocabulary.
+        """
+        if new_num_tokens is not None:
+            self._check_ids_fit(new_num_tokens)
+        embeddings = self.decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        self.config.vocab_size = embeddings.num_embeddings
+        if self.ctc_head is not None and self.config.ctc_vocab_size is None:
+            self.ctc_head = self._get_resized_lm_head(self.ctc_head, embeddings.num_embeddings)
+        return embeddings
+
+    def _check_ids_fit(self, vocabulary: int) -> None:
+        for name in TOKEN_IDS:
+            value = getattr(self.config, name)
+            if isinstance(value, int) and value >= vocabulary:
+                raise ValueError(f"{name}={value} would fall outside a vocabulary of {vocabulary} tokens")
+
+    def freeze_feature_encoder(self) -> None:
+        """Exclude the layers that read the waveform or the mel frames from training."""
+        self.encoder.freeze_feature_encoder()
+
+    def freeze_encoder(self) -> None:
+        """Exclude the pretrained speech encoder from training; adapter and projection still learn."""
+        self.encoder.freeze_backbone()
+
+    def freeze_decoder(self) -> None:
+        """Exclude the pretrained decoder from training, all but its cross-attention."""
+        for name, parameter in self.decoder.named_parameters():
+            parameter.requires_grad_(any(part in self.family.cross_attention for part in name.split(".")))
+
+    # Token ids -------------------------------------------------------------------------------------------------------
+
+    def _adopt_generation_defaults(self) -> None:
+        limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
+        self.generation_config.max_length = min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+        self.agree_on_token_ids()
+
+    def agree_on_token_ids(self) -> None:
+        """Carry the configuration's token ids, which training uses, over to generation.
+
+        Raises:
+            ValueError: `generation_config` was given an id of its own: training would not know it.
+        """
+        for name in TOKEN_IDS:
+            ours, theirs = getattr(self.config, name), getattr(self.generation_config, name, None)
+            agreed = self._agreed_token_ids.get(name)
+            is_one_of_several = isinstance(theirs, list) and ours in theirs
+            if theirs not in (None, ours, agreed) and not is_one_of_several and agreed is not None:
+                raise ValueError(
+                    f"generation_config.{name} was set to {theirs}, but the model trains with {ours}: "
+                    f"set model.config.{name}, which both follow"
+                )
+            if not is_one_of_several:
+                setattr(self.generation_config, name, ours)
+            self._agreed_token_ids[name] = ours
+        if getattr(self.generation_config, "forced_eos_token_id", None) is not None:
+            self.generation_config.forced_eos_token_id = self.config.eos_token_id
+
+    def _settle_loaded_token_ids(self) -> None:
+        """After loading: ids that only the generation file knows are adopted, those that differ from ours are told."""
+        for name in TOKEN_IDS:
+            ours, theirs = getattr(self.config, name), getattr(self.generation_config, name, None)
+            if ours is None and theirs is not None:
+                setattr(self.config, name, theirs[0] if isinstance(theirs, list) else theirs)
+            elif theirs not in (None, ours) and not (isinstance(theirs, list) and ours in theirs):
+                logger.warning(
+                    f"{name} is {ours} in config.json, for training, but {theirs} in generation_config.json: "
+                    f"{ours} is used for both"
+                )
+                setattr(self.generation_config, name, ours)
+        self._agreed_token_ids.clear()
+        self.agree_on_token_ids()
+
+    def _require_token_id(self, name: str) -> int:
+        value = getattr(self.config, name)
+        if value is None:
+            raise ValueError(
+                f"config.{name} is not set: build the model with from_encoder_decoder_pretrained(tokenizer=…), or set "
+                f"model.config.{name} from your tokenizer"
+            )
+        return value
+
+    # Loading and saving ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_encoder_decoder_pretrained(cls, encoder: Any, decoder: Any = None, **kwargs: Any) -> "SpeechSeq2SeqModel":
+        """Warm-start from pretrained parts; see `warm_start.warm_start` for the arguments."""
+        return warm_start(cls, encoder, decoder, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in Transformers. Folders of `SpeechEncoderDecoderModel` load too, with equal logits.
+
+        Raises:
+            ValueError: a native checkpoint holds a projection that this architecture would drop.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        if _is_native_checkpoint(pretrained_model_name_or_path, kwargs):
+            kwargs["key_mapping"] = NATIVE_KEYS | (kwargs.get("key_mapping") or {})
+        loaded = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model, info = cast(tuple[SpeechSeq2SeqModel, dict], loaded)
+        if dropped := [key for key in info["unexpected_keys"] if "projection" in key or "enc_to_dec_proj" in key]:
+            raise ValueError(f"the checkpoint projects between equal widths, which this class does not: {dropped}")
+        model._settle_loaded_token_ids()
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """As in Transformers, always in this class's own layout: a Trainer resumes from nothing else."""
+        self.agree_on_token_ids()
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def to_native(self) -> SpeechEncoderDecoderModel:
+        """The same weights as a `SpeechEncoderDecoderModel`, for people without this package.
+
+        Returns:
+            A model that shares this one's modules; its `save_pretrained` writes the native layout.
+
+        Raises:
+            ValueError: the model has parts that the native class cannot express.
+        """
+        encoder_config = cast(PreTrainedConfig, self.config.encoder)
+        foreign = {
+            "an adapter": len(self.encoder.adapter) > 0,
+            "a CTC head": self.ctc_head is not None,
+            f"a {encoder_config.model_type} encoder": self.encoder.family.model_class is not None,
+            f"a {self.decoder.config.model_type} decoder": self.family.model_class is not None,
+        }
+        if has := [name for name, present in foreign.items() if present]:
+            raise ValueError(f"SpeechEncoderDecoderModel has no place for {' or '.join(has)}")
+        config = SpeechEncoderDecoderConfig(
+            encoder=copy.deepcopy(encoder_config),
+            decoder=copy.deepcopy(self.config.decoder),
+            **{name: getattr(self.config, name) for name in TOKEN_IDS},
+        )
+        native = SpeechEncoderDecoderModel(config, encoder=self.encoder.backbone, decoder=self.decoder)
+        if self.encoder.projection is not None:
+            native.enc_to_dec_proj = self.encoder.projection
+        native.generation_config = copy.deepcopy(self.generation_config)
+        return native
+
+    # Forward ---------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        ctc_targets: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        smoothing: float = 0.0,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> SpeechSeq2SeqOutput | tuple:
+        """Encode the audio, decode the text, and with labels compute the losses.
+
+        Args:
+            input_values: [B, N], audio samples, for encoders that read waveforms.
+            attention_mask: [B, N], 1 where the input is real.
+            decoder_input_ids: [B, S]; by default the labels, shifted behind the start token.
+            decoder_attention_mask: [B, S].
+            encoder_outputs: output of `get_encoder()`, to spare encoding again.
+            past_key_values: cache of the decoder.
+            decoder_inputs_embeds: [B, S, D] in place of `decoder_input_ids`.
+            labels: [B, S], -100 where ignored; they end with the end token and do not hold the start token.
+            ctc_targets: [B, S'], -100 where padded, for a CTC head with a vocabulary of its own. By default the
+                labels without prompt and end token.
+            input_features: feature frames, for encoders that read log-mel features.
+            use_cache: return the cache.
+            output_attentions: return attentions, cross-attentions included; computes them eagerly for this call.
+            output_hidden_states: return hidden states of both halves.
+            return_dict: False for a tuple.
+            num_items_in_batch: labels in the whole optimiser step, which summed losses are divided by.
+            smoothing: label smoothing of the decoder's loss (not named so, or Trainer would take it for a label).
+            logits_to_keep: as in generation: the last tokens whose logits are wanted, 0 for all.
+            kwargs: arguments of the decoder, prefixed with `decoder_`.
+
+        Raises:
+            TypeError: an argument is unknown.
+            ValueError: the labels do not fit the decoder's positions or vocabulary; see also `SpeechEncoder.forward`.
+        """
+        decoder_kwargs = _decoder_arguments(kwargs)
+        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+        with self._eager_attention(bool(output_attentions)):
+            encoded = self._encode(input_values, input_features, attention_mask, encoder_outputs, asked)
+            if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
+            if "logits_to_keep" in self._decoder_arguments:
+                decoder_kwargs["logits_to_keep"] = logits_to_keep
+            decoded = self.decoder(
+                input_ids=decoder_input_ids,
+                attention_mask=decoder_attention_mask,
+                encoder_hidden_states=encoded.last_hidden_state,
+                encoder_attention_mask=encoded.attention_mask,
+                inputs_embeds=decoder_inputs_embeds,
+                past_key_values=past_key_values,
+                use_cache=use_cache if labels is None else False,
+                **{name: value for name, value in asked.items() if value is not None},
+                **decoder_kwargs,
+            )
+        output = SpeechSeq2SeqOutput(
+            logits=decoded.logits,
+            past_key_values=decoded.past_key_values,
+            decoder_hidden_states=decoded.hidden_states,
+            decoder_attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+            encoder_attention_mask=encoded.attention_mask,
+        )
+        if labels is not None:
+            self._add_losses(output, encoded, labels, ctc_targets, num_items_in_batch, smoothing)
+        elif self.ctc_head is not None and num_items_in_batch is not None:
+            raise ValueError("Trainer's label smoothing would drop the CTC loss: use SpeechSeq2SeqTrainer")
+        return output.to_tuple() if return_dict is False else output
+
+    def _encode(
+        self,
+        input_values: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        encoder_outputs: Any,
+        asked: dict[str, bool | None],
+    ) -> SpeechEncoderOutput:
+        if encoder_outputs is not None:
+            return self._ready_encoder_outputs(encoder_outputs, attention_mask)
+        encoded = self.encoder(
+            input_values=input_values, input_features=input_features, attention_mask=attention_mask, **asked
+        )
+        return cast(SpeechEncoderOutput, encoded)
+
+    def _ready_encoder_outputs(self, outputs: Any, attention_mask: torch.Tensor | None) -> SpeechEncoderOutput:
+        """Given encoder outputs, of this encoder or of its bare backbone, in the form that the decoder reads."""
+        if isinstance(outputs, SpeechEncoderOutput) and (outputs.attention_mask is not None or attention_mask is None):
+            return outputs
+        hidden_states = outputs[0]  # [B, T, D]
+        projection = self.encoder.projection
+        if projection is not None and hidden_states.shape[-1] == projection.in_features:
+            hidden_states = projection(hidden_states)
+        mask = getattr(outputs, "attention_mask", None)
+        if mask is None and attention_mask is not None:
+            mask = self.encoder.output_mask(attention_mask, hidden_states.shape[1])
+        return SpeechEncoderOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=getattr(outputs, "hidden_states", None),
+            attentions=getattr(outputs, "attentions", None),
+            attention_mask=mask,
+        )
+
+    def _add_losses(
+        self,
+        output: SpeechSeq2SeqOutput,
+        encoded: SpeechEncoderOutput,
+        labels: torch.Tensor,
+        ctc_targets: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None,
+        smoothing: float,
+    ) -> None:
+        divisor = normalizer(labels, num_items_in_batch)
+        output.decoder_loss = decoder_cross_entropy(
+            cast(torch.Tensor, output.logits), labels, divisor, smoothing
+        )
+        output.loss = output.decoder_loss
+        if self.ctc_head is None:
+            return
+        if ctc_targets is None:
+            if self.config.ctc_vocab_size is not None:
+                raise ValueError("the CTC head has a vocabulary of its own: give its token ids as ctc_targets")
+            prompt = len(self.config.decoder_prompt_token_ids or [])
+            ctc_targets = transcript_tokens(labels, prompt, cast(int, self.config.eos_token_id))
+        output.ctc_logits = self.ctc_head(encoded.last_hidden_state)  # [B, T, C]
+        output.ctc_loss = ctc_loss(
+            cast(torch.Tensor, output.ctc_logits), encoded.attention_mask, ctc_targets, self.ctc_blank, divisor
+        )
+        weight = self.config.ctc_weight
+        output.loss = (1 - weight) * output.decoder_loss + weight * output.ctc_loss
+
+    @property
+    def ctc_blank(self) -> int:
+        """Id of the CTC blank: the configured one, else 0 in a vocabulary of its own, else the padding token."""
+        if self.config.ctc_blank_token_id is not None:
+            return self.config.ctc_blank_token_id
+        return 0 if self.config.ctc_vocab_size is not None else self._require_token_id("pad_token_id")
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels [B, S] to decoder inputs [B, S]: the start token, then all but the last label; -100 becomes padding."""
+        start, pad = self._require_token_id("decoder_start_token_id"), self._require_token_id("pad_token_id")
+        shifted = nn.functional.pad(labels[:, :-1], [1, 0], value=start)
+        return shifted.masked_fill(shifted == IGNORED_LABEL, pad)
+
+    def _check_length(self, decoder_inputs: torch.Tensor | None) -> None:
+        if decoder_inputs is None:
+            raise ValueError("give labels, decoder_input_ids or decoder_inputs_embeds")
+        limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
+        if limit is not None and decoder_inputs.shape[1] > limit:
+            raise ValueError(
+                f"the text has {decoder_inputs.shape[1]} tokens, but the {self.config.decoder.model_type} decoder has "
+                f"positions for {limit}: shorten or split the transcripts"
+            )
+
+    @property
+    def _decoder_arguments(self) -> set[str]:
+        return _forward_arguments(type(self.decoder))
+
+    @contextmanager
+    def _eager_attention(self, wanted: bool) -> Iterator[None]:
+        """Compute attentions in the one way that returns them: fused kernels drop them without a word."""
+        if not wanted:
+            yield
+            return
+        parts = [cast(PreTrainedConfig, part) for part in (self.config.encoder, self.config.decoder)]
+        before = [part._attn_implementation for part in parts]
+        try:
+            for part in parts:
+                part._attn_implementation = "eager"
+            yield
+        finally:
+            for part, implementation in zip(parts, before, strict=True):
+                part._attn_implementation = implementation
+
+    # Generation ------------------------------------------------------------------------------------------------------
+
+    def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
+        self.agree_on_token_ids()
+        self._require_token_id("decoder_start_token_id")
+        return super()._prepare_generation_config(generation_config, **kwargs)
+
+    def _prepare_generated_length(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        prepared = super()._prepare_generated_length(generation_config, *args, **kwargs)
+        limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
+        if limit is not None and prepared.max_length > limit:
+            logger.warning_once(
+                f"generation stops at {limit} tokens, the decoder's positions, before max_length={prepared.max_length}"
+            )
+            prepared.max_length = limit
+        return prepared
+
+    def _prepare_decoder_input_ids_for_generation(
+        self, batch_size: int, model_input_name: str, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        was_given = "decoder_input_ids" in model_kwargs
+        ids, model_kwargs = super()._prepare_decoder_input_ids_for_generation(
+            batch_size, model_input_name, model_kwargs, *args, **kwargs
+        )
+        prompt = self.config.decoder_prompt_token_ids
+        if prompt and not was_given:
+            ids = torch.cat([ids, torch.tensor([prompt], device=ids.device).expand(len(ids), -1)], dim=1)
+        return ids, model_kwargs
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode, project and mask once; the decoding steps that follow read the result and nothing else."""
+        model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
+            inputs_tensor, model_kwargs, *args, **kwargs
+        )
+        mask = model_kwargs.pop("attention_mask", None)
+        encoded = self._ready_encoder_outputs(model_kwargs["encoder_outputs"], mask)
+        if encoded.attention_mask is not None and bool(encoded.attention_mask.all()):
+            encoded = copy.copy(encoded)
+            encoded.attention_mask = None
+        # A copy, because beam search repeats its rows in place and the caller may use the original again.
+        model_kwargs["encoder_outputs"] = SpeechEncoderOutput(**encoded)
+        return model_kwargs
+
+
+def _decoder_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    unknown = [name for name in kwargs if not name.startswith("decoder_")]
+    if unknown:
+        raise TypeError(f"SpeechSeq2SeqModel.forward does not know {', '.join(sorted(unknown))}")
+    return {name.removeprefix("decoder_"): value for name, value in kwargs.items()}
+
+
+def _forward_arguments(decoder_class: type) -> set[str]:
+    names = decoder_class.forward.__wrapped__ if hasattr(decoder_class.forward, "__wrapped__") else decoder_class.forward
+    return set(names.__code__.co_varnames[: names.__code__.co_argcount])
+
+
+def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written by SpeechEncoderDecoderModel, judged by its own configuration file."""
+    if name_or_path is None:
+        return False
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    options = {name: kwargs[name] for name in hub if name in kwargs}
+    config_dict, _ = PreTrainedConfig.get_config_dict(str(Path(name_or_path)) if isinstance(name_or_path, Path) else name_or_path, **options)
+    return config_dict.get("model_type") == NATIVE_MODEL_TYPE
+
+
+AutoModel.register(SpeechSeq2SeqConfig, SpeechSeq2SeqModel, exist_ok=True)
+AutoModelForSpeechSeq2Seq.register(SpeechSeq2SeqConfig, SpeechSeq2SeqModel, exist_ok=True)
+# The pipeline tells sequence-to-sequence models from CTC models by class name, in this table alone.
+MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[SpeechSeq2SeqConfig.model_type] = SpeechSeq2SeqModel.__name__
+
+__all__ = ["SpeechEncoder", "SpeechEncoderOutput", "SpeechSeq2SeqModel", "SpeechSeq2SeqOutput"]

@@ -1,0 +1,110 @@
+"""Losses over token sequences, summed over tokens and divided once, so that gradient accumulation changes nothing.
+
+Shapes: `B` batch, `S` text tokens, `T` encoder frames, `V` vocabulary.
+"""
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+IGNORED_LABEL = -100
+
+
+def normalizer(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+    """What summed losses are divided by: the labels of the whole optimiser step, or else of this batch; at least 1."""
+    if num_items_in_batch is None:
+        return (labels != IGNORED_LABEL).sum().clamp(min=1)
+    return torch.as_tensor(num_items_in_batch, device=labels.device).clamp(min=1)
+
+
+def decoder_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, divisor: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Cross-entropy of each label at its own position, summed and divided by `divisor`.
+
+    Args:
+        logits: [B, S, V], of decoder inputs that were already shifted.
+        labels: [B, S], -100 where ignored.
+        divisor: scalar.
+        smoothing: share of the target's probability that is spread over the vocabulary (Szegedy et al. 2016).
+
+    Returns:
+        Scalar, 0 where every label is ignored.
+    """
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+        label_smoothing=smoothing,
+    )
+    return total / divisor
+
+
+def ctc_loss(
+    logits: torch.Tensor,
+    frame_mask: torch.Tensor | None,
+    targets: torch.Tensor,
+    blank: int,
+    divisor: torch.Tensor,
+) -> torch.Tensor:
+    """Connectionist temporal classification (Graves et al. 2006), summed over clips and divided by `divisor`.
+
+    A clip with fewer frames than its transcript needs (one for each token and one between equal neighbours) has no
+    alignment. It contributes 0, with a warning, instead of an infinite loss.
+
+    Args:
+        logits: [B, T, V].
+        frame_mask: [B, T], True where a frame is real; None where all are.
+        targets: [B, S], -100 where padded, without start, prompt and end tokens.
+        blank: the blank's id.
+        divisor: scalar.
+
+    Returns:
+        Scalar.
+    """
+    frames = torch.full(logits.shape[:1], logits.shape[1], device=logits.device)
+    input_lengths = frames if frame_mask is None else frame_mask.sum(dim=-1)
+    real = targets != IGNORED_LABEL  # [B, S]
+    log_probs = nn.functional.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # [T, B, V]
+    if not torch.compiler.is_compiling():
+        repeats = ((targets[:, 1:] == targets[:, :-1]) & real[:, 1:]).sum(dim=-1)
+        _warn_of_impossible_alignments(input_lengths, real.sum(dim=-1) + repeats)
+    losses = nn.functional.ctc_loss(
+        log_probs,
+        targets.masked_fill(~real, 0),
+        input_lengths,
+        real.sum(dim=-1),
+        blank=blank,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return losses.sum() / divisor
+
+
+def _warn_of_impossible_alignments(frames: torch.Tensor, needed: torch.Tensor) -> None:
+    too_short = frames < needed
+    if bool(too_short.any()):
+        row = int(too_short.nonzero()[0])
+        logger.warning_once(
+            f"CTC has no alignment for {int(too_short.sum())} clip(s) of a batch: row {row} has {int(frames[row])} "
+            f"encoder frames for a transcript that needs {int(needed[row])}. They do not contribute to the CTC loss; "
+            "use fewer adapter layers or a larger token vocabulary if there are many"
+        )
+
+
+def transcript_tokens(labels: torch.Tensor, skip_first: int, end_token_id: int | None) -> torch.Tensor:
+    """The transcript alone: labels without the prompt and the end token.
+
+    Args:
+        labels: [B, S], -100 where padded.
+        skip_first: length of the prompt.
+        end_token_id: id of the end token, which is removed wherever it stands.
+
+    Returns:
+        [B, S], -100 where removed. Removed places at the end are padding; those at the start shift the row left.
+    """
+    targets = labels[:, skip_first:]
+    return targets if end_token_id is None else targets.masked_fill(targets == end_token_id, IGNORED_LABEL)

@@ -1,0 +1,208 @@
+"""The table of speech encoders: what differs between families, one row each, and nowhere else.
+
+Shapes: `B` batch, `N` audio samples, `F` feature frames, `M` mel bins, `T` encoder frames, `D` encoder width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+from transformers.models.moonshine.modeling_moonshine import MoonshineEncoder
+from transformers.models.parakeet.modeling_parakeet import ParakeetEncoder
+from transformers.models.speech_to_text.modeling_speech_to_text import Speech2TextEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+Lengths = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+
+
+class WhisperSpeechEncoder(WhisperEncoder):
+    """Whisper's encoder, which also takes input that is shorter than its window, and masks padding there.
+
+    On a full window without a mask it computes what Whisper's own forward does, bit for bit.
+    """
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutput:
+        """Encode log-mel frames.
+
+        Args:
+            input_features: [B, M, F], F at most the window (3,000 frames of 10 ms).
+            attention_mask: [B, F], 1 where a frame is real. Padding neither leaks through the convolutions nor is
+                attended to.
+
+        Returns:
+            `last_hidden_state` [B, T, D], T = ceil(F / 2).
+
+        Raises:
+            ValueError: the input is longer than the window.
+        """
+        window = self.max_source_positions * self.conv2.stride[0]
+        if input_features.shape[-1] > window:
+            raise ValueError(
+                f"Whisper's encoder takes at most {window} feature frames, got {input_features.shape[-1]}: "
+                "cut the audio, or transcribe it in chunks"
+            )
+        frames_kept = 1.0 if attention_mask is None else attention_mask[:, None].to(input_features.dtype)
+        hidden_states = nn.functional.gelu(self.conv1(input_features * frames_kept)) * frames_kept  # [B, D, F]
+        hidden_states = nn.functional.gelu(self.conv2(hidden_states)).transpose(1, 2)  # [B, T, D]
+        hidden_states = hidden_states + self.embed_positions.weight[: hidden_states.shape[1]]
+        hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
+        mask = None
+        if attention_mask is not None:
+            mask = create_bidirectional_mask(self.config, hidden_states, attention_mask[:, :: self.conv2.stride[0]])
+        for layer in self.layers:
+            if self.training and self.layerdrop > 0 and torch.rand([]) < self.layerdrop:
+                continue
+            hidden_states = layer(hidden_states, mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
+
+
+@dataclass(frozen=True)
+class SpeechEncoderFamily:
+    """What this project must know about a family of speech encoders.
+
+    Args:
+        model_types: the `model_type` of its configurations; the first names the family in messages.
+        output_lengths: (backbone, input lengths [B]) to output lengths [B], as the backbone's layers compute them.
+        input_name: name of the input in forward, and in the feature extractor's output.
+        time_dim: dimension of the input that runs over time.
+        model_class: the backbone's class where AutoModel would build more than the encoder.
+        encoder_config: name of the sub-configuration to use where the checkpoint's configuration covers more.
+        checkpoint_renames: regular expression to replacement, from a full checkpoint's keys to the encoder's.
+        mask_place: where SpecAugment applies: "hidden", inside the backbone with its mask embedding, "features", on
+            the input, or None.
+        feature_encoder: attributes that make up the feature encoder, for `freeze_feature_encoder`.
+        fixed_input_window: whether the family was trained on a window that every input must fill.
+        hidden_lengths: like `output_lengths`, of the frames that SpecAugment masks inside the backbone.
+    """
+
+    model_types: tuple[str, ...]
+    output_lengths: Lengths
+    input_name: Literal["input_values", "input_features"] = "input_values"
+    time_dim: int = 1
+    model_class: type[PreTrainedModel] | None = None
+    encoder_config: str | None = None
+    checkpoint_renames: tuple[tuple[str, str], ...] = ()
+    mask_place: Literal["hidden", "features"] | None = "hidden"
+    feature_encoder: tuple[str, ...] = ("feature_extractor",)
+    fixed_input_window: bool = False
+    hidden_lengths: Lengths | None = None
+
+    def backbone_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
+        """The class of the backbone for a configuration of this family."""
+        return self.model_class or MODEL_MAPPING[type(config)]
+
+    def output_size(self, config: PreTrainedConfig) -> int:
+        """Width of the backbone's output, which is not always the one that its configuration announces."""
+        if getattr(config, "add_adapter", False):
+            return config.output_hidden_size
+        return config.hidden_size
+
+
+def _lengths(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
+    return backbone._get_feat_extract_output_lengths(lengths)
+
+
+def _lengths_before_adapter(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
+    return backbone._get_feat_extract_output_lengths(lengths, add_adapter=False)
+
+
+def _moonshine_lengths(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
+    for layer in (backbone.conv1, backbone.conv2, backbone.conv3):
+        lengths = (lengths - layer.kernel_size[0]) // layer.stride[0] + 1
+    return lengths
+
+
+def _parakeet_lengths(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
+    return backbone._get_subsampling_output_length(lengths)
+
+
+ENCODER_HALF = ((r"^model\.encoder\.", ""),)
+
+SPEECH_ENCODER_FAMILIES = (
+    SpeechEncoderFamily(
+        ("wav2vec2", "wav2vec2-conformer", "wavlm", "data2vec-audio"),
+        output_lengths=_lengths,
+        hidden_lengths=_lengths_before_adapter,
+    ),
+    SpeechEncoderFamily(
+        ("hubert", "unispeech", "unispeech-sat", "sew", "sew-d"), output_lengths=_lengths, hidden_lengths=_lengths
+    ),
+    SpeechEncoderFamily(
+        ("wav2vec2-bert",),
+        output_lengths=_lengths,
+        hidden_lengths=_lengths_before_adapter,
+        input_name="input_features",
+        feature_encoder=("feature_projection",),
+    ),
+    SpeechEncoderFamily(
+        ("whisper",),
+        output_lengths=_lengths,
+        input_name="input_features",
+        time_dim=2,
+        model_class=WhisperSpeechEncoder,
+        checkpoint_renames=ENCODER_HALF,
+        mask_place="features",
+        feature_encoder=("conv1", "conv2"),
+        fixed_input_window=True,
+    ),
+    SpeechEncoderFamily(
+        ("speech_to_text",),
+        output_lengths=_lengths,
+        input_name="input_features",
+        model_class=Speech2TextEncoder,
+        checkpoint_renames=ENCODER_HALF,
+        mask_place="features",
+        feature_encoder=("conv",),
+    ),
+    SpeechEncoderFamily(
+        ("moonshine",),
+        output_lengths=_moonshine_lengths,
+        model_class=MoonshineEncoder,
+        checkpoint_renames=ENCODER_HALF,
+        mask_place=None,
+        feature_encoder=("conv1", "conv2", "conv3", "groupnorm"),
+    ),
+    SpeechEncoderFamily(
+        ("parakeet_encoder", "parakeet_ctc"),
+        output_lengths=_parakeet_lengths,
+        input_name="input_features",
+        model_class=ParakeetEncoder,
+        encoder_config="encoder_config",
+        checkpoint_renames=((r"^encoder\.", ""),),
+        mask_place="features",
+        feature_encoder=("subsampling",),
+    ),
+)
+
+_FAMILY_OF = {model_type: family for family in SPEECH_ENCODER_FAMILIES for model_type in family.model_types}
+
+
+def speech_encoder_family(config: PreTrainedConfig) -> SpeechEncoderFamily:
+    """Look a configuration's family up in the table.
+
+    Raises:
+        ValueError: the family is not in the table; the message lists those that are.
+    """
+    if config.model_type not in _FAMILY_OF:
+        raise ValueError(
+            f"{config.model_type!r} is not a supported speech encoder. Supported: {', '.join(sorted(_FAMILY_OF))}"
+        )
+    return _FAMILY_OF[config.model_type]
+
+
+def speech_encoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The encoder's own configuration, taken out of a checkpoint's where that covers more than the encoder."""
+    family = speech_encoder_family(config)
+    return getattr(config, family.encoder_config or "", config)

@@ -1,0 +1,313 @@
+"""Build a speech-to-text model from pretrained parts, and prove that nothing pretrained was lost on the way."""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig, make_cross_attending_decoder
+from .speech_encoders import speech_encoder_config, speech_encoder_family
+from .text_decoders import text_decoder_family
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+PARTS_ONLY = {"config", "model"}
+# Parts of a backbone that fine-tuning adds by its configuration, which no pretraining checkpoint need hold.
+OPTIONAL_IN_ENCODER = re.compile(r"^(masked_spec_embed|adapter\.)")
+
+
+def warm_start(model_class: Any, encoder: Any, decoder: Any = None, **kwargs: Any) -> Any:
+    """Join a pretrained speech encoder and a pretrained text decoder.
+
+    Args:
+        model_class: `SpeechSeq2SeqModel` or a subclass.
+        encoder: folder or hub id of a speech checkpoint, or a ready backbone.
+        decoder: folder or hub id of a text checkpoint, or a ready decoder. None takes both halves of `encoder`, a
+            full speech-to-text checkpoint such as Whisper.
+        kwargs: `tokenizer` (a tokenizer or its folder; by default the decoder's own, whose special tokens settle
+            start, end and padding); `dtype` and `attn_implementation` for both parts; fields of
+            `SpeechSeq2SeqConfig`; token ids; fields of `GenerationConfig` such as `max_length`; hub arguments such as
+            `revision`. With the prefix `encoder_` or `decoder_`: fields of one part's configuration, or hub
+            arguments for it alone.
+
+    Returns:
+        The model, in evaluation mode. `config.newly_initialized` names what no checkpoint supplied.
+
+    Raises:
+        TypeError: an argument is unknown.
+        ValueError: a family is not supported, or a tensor that a checkpoint should have supplied is random.
+    """
+    options = _sort_arguments(kwargs)
+    parts: dict[str, PreTrainedModel] = {}
+    random_keys: list[str] = []
+    generation = None
+    for side, source in (("encoder", encoder), ("decoder", encoder if decoder is None else decoder)):
+        load = _load_encoder if side == "encoder" else _load_decoder
+        if isinstance(source, PreTrainedModel):
+            _refuse(options[side], f"{side} is a ready module, so {side}_… arguments have no effect")
+            parts[side] = source
+            continue
+        parts[side], missing = load(source, options["both"], options[side], options["attention"][side])
+        random_keys += [f"{side}.{'backbone.' if side == 'encoder' else ''}{key}" for key in missing]
+    source = encoder if decoder is None else decoder
+    tokenizer = options["tokenizer"] if options["tokenizer"] is not None else _find_tokenizer(source, options["both"])
+    config = SpeechSeq2SeqConfig(
+        encoder=parts["encoder"].config, decoder=parts["decoder"].config, **options["fields"]
+    )
+    _settle_token_ids(config, tokenizer, options["token_ids"])
+    generation = _find_generation_config(source, options["both"])
+    if config.decoder_prompt_token_ids == []:
+        config.decoder_prompt_token_ids = _whisper_prompt(generation)
+    model = model_class(config, **parts)
+    model.to(parts["decoder"].dtype)
+    _note_new_modules(model, random_keys)
+    _adopt_generation(model, generation, options["generation"])
+    return model.eval()
+
+
+def _sort_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Each argument to the one place that uses it; those that nothing uses are refused."""
+    config_fields = {field.name for field in fields(SpeechSeq2SeqConfig)} - {"encoder", "decoder"}
+    generation_fields = set(GenerationConfig().to_dict()) - config_fields
+    sorted_out: dict[str, Any] = {
+        name: {} for name in ("both", "encoder", "decoder", "fields", "token_ids", "generation")
+    }
+    sorted_out["tokenizer"] = kwargs.pop("tokenizer", None)
+    sorted_out["attention"] = _attention_by_part(kwargs.pop("attn_implementation", None))
+    unknown = []
+    for name, value in kwargs.items():
+        side, _, rest = name.partition("_")
+        if name == "decoder_start_token_id" or name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            sorted_out["token_ids"][name] = value
+        elif name == "dtype" or name in HUB_ARGUMENTS:
+            sorted_out["both"][name] = value
+        elif name in config_fields:
+            sorted_out["fields"][name] = value
+        elif name in generation_fields:
+            sorted_out["generation"][name] = value
+        elif side in ("encoder", "decoder") and rest:
+            sorted_out[side][rest] = value
+        else:
+            unknown.append(name)
+    if unknown:
+        raise TypeError(
+            f"from_encoder_decoder_pretrained does not know {', '.join(sorted(unknown))}: give fields of "
+            "SpeechSeq2SeqConfig or GenerationConfig, dtype, attn_implementation, tokenizer, hub arguments, or fields "
+            "of one part with the prefix encoder_ or decoder_"
+        )
+    return sorted_out
+
+
+def _attention_by_part(attention: Any) -> dict[str, str | None]:
+    if isinstance(attention, dict):
+        if unknown := set(attention) - {"encoder", "decoder", ""}:
+            raise TypeError(f"attn_implementation knows the parts encoder and decoder, got {', '.join(unknown)}")
+        return {side: attention.get(side, attention.get("")) for side in ("encoder", "decoder")}
+    return {"encoder": attention, "decoder": attention}
+
+
+def _refuse(arguments: dict[str, Any], why: str) -> None:
+    if arguments:
+        raise TypeError(f"{why}: {', '.join(sorted(arguments))}")
+
+
+def _load_encoder(
+    source: Any, both: dict[str, Any], own: dict[str, Any], attention: str | None
+) -> tuple[PreTrainedModel, list[str]]:
+    own, hub, config = _configure(source, both, own, speech_encoder_config)
+    family = speech_encoder_family(config)
+    backbone_class = family.backbone_class(config)
+    renames = dict(family.checkpoint_renames)
+    model, info = _load(backbone_class, source, config, hub, attention, renames)
+    lost = [key for key in info["missing_keys"] if not OPTIONAL_IN_ENCODER.match(key)]
+    _raise_if_random(lost, source, "encoder")
+    return model, sorted(info["missing_keys"])
+
+
+def _load_decoder(
+    source: Any, both: dict[str, Any], own: dict[str, Any], attention: str | None
+) -> tuple[PreTrainedModel, list[str]]:
+    own, hub, config = _configure(source, both, own, lambda config: config)
+    family = text_decoder_family(config)
+    make_cross_attending_decoder(config)
+    decoder_class = family.decoder_class(config)
+    model, info = _load(decoder_class, source, config, hub, attention, {})
+    if family.checkpoint_renames and info["missing_keys"] and info["unexpected_keys"]:
+        # The checkpoint may keep its embeddings once, for both of its halves, under a name of their own.
+        model, info = _load(decoder_class, source, config, hub, attention, dict(family.checkpoint_renames))
+    missing = set(info["missing_keys"])
+    head = {name for name, _ in model.named_parameters() if family.head and name.startswith(family.head)}
+    tied = set(model.all_tied_weights_keys)
+    has_no_head = bool(head) and (head - tied) <= missing
+    new = {key for key in missing if any(part in family.cross_attention for part in key.split("."))}
+    if has_no_head:
+        new |= {key for key in missing if key.startswith(family.head)}
+    _raise_if_random(sorted(missing - new), source, "decoder")
+    return model, sorted(new)
+
+
+def _configure(
+    source: Any, both: dict[str, Any], own: dict[str, Any], part_of: Any
+) -> tuple[dict[str, Any], dict[str, Any], PreTrainedConfig]:
+    """Load one part's configuration and apply what was asked of it."""
+    hub = both | {name: own.pop(name) for name in [*HUB_ARGUMENTS, "dtype"] if name in own}
+    config = own.pop("config", None)
+    if config is None:
+        options = {name: value for name, value in hub.items() if name != "dtype"}
+        config = AutoConfig.from_pretrained(source, **options)
+    config = part_of(config)
+    unknown = [name for name in own if not hasattr(config, name)]
+    if unknown:
+        raise TypeError(f"the {config.model_type} configuration does not know {', '.join(sorted(unknown))}")
+    for name, value in own.items():
+        setattr(config, name, value)
+    return own, hub, config
+
+
+def _load(
+    part_class: Any,
+    source: Any,
+    config: PreTrainedConfig,
+    hub: dict[str, Any],
+    attention: str | None,
+    renames: dict[str, str],
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    if attention is not None:
+        hub = hub | {"attn_implementation": _best_attention(part_class, attention)}
+    with _quiet():
+        model, info = part_class.from_pretrained(
+            source, config=config, key_mapping=renames or None, output_loading_info=True, **hub
+        )
+    if info["mismatched_keys"]:
+        raise ValueError(f"{source}: shapes differ from the configuration's: {sorted(info['mismatched_keys'])[:5]}")
+    return model, info
+
+
+def _best_attention(part_class: type[PreTrainedModel], attention: str) -> str:
+    """The attention asked for, or eager where a part (WavLM) has no sdpa: the result is the same."""
+    if attention == "sdpa" and not part_class._supports_sdpa:
+        logger.info(f"{part_class.__name__} has no sdpa attention: it runs eager")
+        return "eager"
+    return attention
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Transformers' report of missing keys quiet: half a checkpoint is loaded on purpose, and checked here."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _raise_if_random(keys: Iterable[str], source: Any, side: str) -> None:
+    if lost := sorted(keys):
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        raise ValueError(
+            f"{source} does not supply these {side} weights, which would be random: {', '.join(lost[:5])}{more}"
+        )
+
+
+def _find_tokenizer(source: Any, hub: dict[str, Any]) -> Any:
+    """The decoder's own tokenizer, where its folder holds one; its special tokens settle start and end."""
+    if isinstance(source, PreTrainedModel):
+        return None
+    options = {name: value for name, value in hub.items() if name != "dtype"}
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        logger.info(f"{source} has no tokenizer that loads ({error}): token ids come from its configuration")
+        return None
+
+
+def _find_generation_config(source: Any, hub: dict[str, Any]) -> GenerationConfig | None:
+    if isinstance(source, PreTrainedModel):
+        return cast(GenerationConfig | None, getattr(source, "generation_config", None))
+    options = {name: value for name, value in hub.items() if name != "dtype"}
+    try:
+        return GenerationConfig.from_pretrained(source, **options)
+    except OSError:
+        return None
+
+
+def _settle_token_ids(config: SpeechSeq2SeqConfig, tokenizer: Any, given: dict[str, int]) -> None:
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    decoder_config = cast(PreTrainedConfig, config.decoder)
+    found = text_decoder_family(decoder_config).token_ids(decoder_config, tokenizer)
+    for name, value in (found | given).items():
+        setattr(config, name, value)
+
+
+def _whisper_prompt(generation: GenerationConfig | None) -> list[int]:
+    """Tokens that Whisper's generation settings put behind the start token of an English-only checkpoint."""
+    no_timestamps = getattr(generation, "no_timestamps_token_id", None)
+    if no_timestamps is None:
+        return []
+    if not getattr(generation, "is_multilingual", True):
+        return [no_timestamps]
+    languages, tasks = getattr(generation, "lang_to_id", None), getattr(generation, "task_to_id", None)
+    if not languages or not tasks:
+        return [no_timestamps]
+    language = getattr(generation, "language", None) or "<|en|>"
+    logger.warning(
+        f"the model transcribes {language}: for another language set config.decoder_prompt_token_ids to the tokens "
+        "of its language, the task, and no timestamps"
+    )
+    return [languages[language], tasks["transcribe"], no_timestamps]
+
+
+def _note_new_modules(model: Any, random_keys: list[str]) -> None:
+    """Record, as module names, what no checkpoint supplied: what was missing there, and what only this model has."""
+    own = [
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("encoder.adapter.", "encoder.projection.", "ctc_head."))
+    ]
+    new = set(random_keys) | set(own)
+    model.config.newly_initialized = sorted(_modules_of(model, new))
+    if new:
+        logger.warning(f"newly initialised, to be trained: {', '.join(model.config.newly_initialized)}")
+
+
+def _modules_of(model: nn.Module, names: set[str]) -> set[str]:
+    """The highest modules whose parameters are all among `names`, and single parameters that stand alone."""
+    found: set[str] = set()
+
+    def visit(module: nn.Module, path: str) -> None:
+        below = [f"{path}.{name}" if path else name for name, _ in module.named_parameters()]
+        if path and below and names.issuperset(below):
+            found.add(path)
+            return
+        for name, _ in module.named_parameters(recurse=False):
+            if (full := f"{path}.{name}" if path else name) in names:
+                found.add(full)
+        for name, child in module.named_children():
+            visit(child, f"{path}.{name}" if path else name)
+
+    visit(model, "")
+    return found
+
+
+def _adopt_generation(model: Any, generation: GenerationConfig | None, wanted: dict[str, Any]) -> None:
+    """Keep the decoder checkpoint's own length, suppressed tokens and the like; what was asked for comes first."""
+    keep = ("max_length", "suppress_tokens", "begin_suppress_tokens", "no_repeat_ngram_size", "length_penalty")
+    for name in keep:
+        value = getattr(generation, name, None)
+        if value is not None:
+            setattr(model.generation_config, name, value)
+    limit = model.family.max_length(model.config.decoder)
+    if limit is not None and (model.generation_config.max_length or 0) > limit:
+        model.generation_config.max_length = limit
+    for name, value in wanted.items():
+        setattr(model.generation_config, name, value)
+    model.generation_config.validate()
