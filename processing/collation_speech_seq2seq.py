@@ -27,7 +27,7 @@ class SpeechSeq2SeqCollator:
         processor: of the model.
         config: of the model (`SpeechSeq2SeqConfig`): its start, end, pad and prompt ids are the ones that count.
         pad_to_multiple_of_s: round the audio length of a batch up to a multiple of this many seconds, so that compiled
-            models see few different shapes.
+            models see few different shapes. Whisper's fixed window is one shape already and stays as it is.
         pad_labels_to_multiple_of: the same for labels, in tokens.
         max_label_length: most tokens of a transcript, prompt and end included; None takes the decoder's positions.
         audio_column, text_column: where the rows have the recording and the transcript.

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .audio_files import AudioError, audio_duration_s, decoded_duration_s, source_name
+from .audio_files import AudioError, audio_duration_s, audio_extensions, decoded_duration_s, source_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,11 @@ def load_speech_dataset(
     """Load recordings and their transcripts.
 
     Args:
-        source: an audio folder (with metadata.csv, .tsv or .jsonl, or with such folders as splits); a manifest
-            (.csv, .tsv or .jsonl whose paths are relative to it); a folder written by `save_to_disk`; or any folder
-            or hub id that `datasets.load_dataset` loads.
-        split: which split; may be a slice such as "train[:100]" or "train[:10%]". Needed only where there are several.
+        source: an audio folder (with metadata.csv, .tsv or .jsonl, or such folders or train.csv, … as splits); a
+            manifest (.csv, .tsv or .jsonl whose paths are relative to it); a folder written by `save_to_disk`; or
+            any folder or hub id that `datasets.load_dataset` loads.
+        split: which split (of a manifest: the rows whose column `split` says so); may be a slice such as
+            "train[:100]" or "train[:10%]". Needed only where there are several.
         name: configuration of a hub data set, such as its language.
         audio_column, text_column: their names in the source; by default the usual names are tried.
         streaming: give an `IterableDataset`, which reads as it goes.
@@ -62,19 +63,16 @@ def load_speech_dataset(
         DatasetError: nothing there, missing columns, missing audio files, empty transcripts, an empty set.
     """
     columns = (audio_column, text_column)
-    path = Path(source)
     base, slice_spec = _split_parts(split)
-    if path.is_file() or path.suffix.lower() in (*MANIFEST_SUFFIXES, ".json"):
-        dataset = _slice(_from_manifest(path, columns, strict), slice_spec)
+    manifest = _manifest_of(Path(source), base)
+    if manifest is not None:
+        dataset = _slice(_from_manifest(manifest, base, columns, strict), slice_spec)
         return dataset.to_iterable_dataset() if streaming else dataset
-    if (manifest := _metadata_of(path, base)) is not None:
-        dataset = _slice(_from_manifest(manifest, columns, strict), slice_spec)
+    if any((Path(source) / marker).exists() for marker in ("state.json", "dataset_dict.json")):
+        dataset = _from_disk(Path(source), base, slice_spec)
+        dataset = _with_standard_columns(dataset, columns, str(source))
         return dataset.to_iterable_dataset() if streaming else dataset
-    if path.is_dir() and any((path / marker).exists() for marker in ("state.json", "dataset_dict.json")):
-        dataset = _from_disk(path, base, slice_spec)
-        dataset = dataset.to_iterable_dataset() if streaming else dataset
-    else:
-        dataset = _from_load_dataset(source, split, name, streaming, load_kwargs)
+    dataset = _from_load_dataset(source, split, name, streaming, load_kwargs)
     return _with_standard_columns(dataset, columns, str(source))
 
 
@@ -127,6 +125,8 @@ def drop_unusable(
     Returns:
         The data set without those rows, and the report. Each row left out is logged as a warning, then the summary.
     """
+    if max_label_length is not None and count_tokens is None:
+        raise ValueError("max_label_length needs count_tokens, which counts the tokens of a transcript")
     report = UnusableClips()
     limits = _Limits(min_duration_s, max_duration_s, max_label_length, count_tokens)
     if not hasattr(dataset, "select"):
@@ -210,27 +210,25 @@ def _slice(dataset: Any, slice_spec: str | None) -> Any:
     return dataset.select([row for part in parts for row in range(part.from_, part.to)])
 
 
-def _metadata_of(folder: Path, split: str | None) -> Path | None:
-    """The metadata file of an audio folder or of one of its splits; None where this is not an audio folder."""
-    if not folder.is_dir():
+def _manifest_of(source: Path, split: str | None) -> Path | None:
+    """The manifest that `source` is or has for the split; None where it is neither a manifest nor an audio folder."""
+    if source.is_file() or source.suffix.lower() in (*MANIFEST_SUFFIXES, ".json"):
+        return source
+    if not source.is_dir():
         return None
-    candidates = [folder / split, folder] if split else [folder]
-    for candidate in candidates:
-        for file_name in METADATA_NAMES:
-            if (candidate / file_name).is_file():
-                return candidate / file_name
-    splits = sorted({path.parent.name for name in METADATA_NAMES for path in folder.glob(f"*/{name}")})
-    if splits and split:
-        raise DatasetError(f"{folder}: no split {split!r}; there are {', '.join(splits)}")
-    if len(splits) > 1:
-        raise DatasetError(f"{folder}: give a split, one of {', '.join(splits)}")
-    return _metadata_of(folder, splits[0]) if splits else None
+    for folder in [source / split, source] if split else [source]:
+        for name in METADATA_NAMES:
+            if (folder / name).is_file():
+                return folder / name
+    manifests = {path.parent.name: path for name in METADATA_NAMES for path in source.glob(f"*/{name}")}
+    manifests |= {path.stem: path for suffix in MANIFEST_SUFFIXES for path in source.glob(f"*{suffix}")}
+    return manifests[_only_split(sorted(manifests), split, str(source))] if manifests else None
 
 
-def _from_manifest(manifest: Path, columns: tuple[str | None, str | None], strict: bool) -> Any:
+def _from_manifest(manifest: Path, split: str | None, columns: tuple[str | None, str | None], strict: bool) -> Any:
     from datasets import Dataset
 
-    rows = list(_read_manifest(manifest))
+    rows = _rows_of_split(manifest, list(_read_manifest(manifest)), split)
     if not rows:
         raise DatasetError(f"{manifest}: no rows")
     found = list(dict.fromkeys(key for _, row in rows for key in row))
@@ -240,7 +238,25 @@ def _from_manifest(manifest: Path, columns: tuple[str | None, str | None], stric
     checked = [_checked_row(manifest, line, row, audio_column, text_column, strict) for line, row in rows]
     data = {key: [row[key] for row in checked] for key in ("audio", "text", "duration")}
     data |= {key: [row.get(key) for _, row in rows] for key in others}
-    return Dataset.from_dict(data)
+    try:
+        return Dataset.from_dict(data)
+    except (TypeError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise DatasetError(f"{manifest}: a column holds values of different types ({_one_line(error)})") from error
+
+
+def _rows_of_split(
+    manifest: Path, rows: list[tuple[int, dict[str, Any]]], split: str | None
+) -> list[tuple[int, dict[str, Any]]]:
+    """The rows that a `split` column assigns to the split; without such a column, the manifest is one split."""
+    if split is None or not rows:
+        return rows
+    if "split" in rows[0][1]:
+        splits = sorted({str(row.get("split")) for _, row in rows})
+        _only_split(splits, split, str(manifest))
+        return [(line, row) for line, row in rows if row.get("split") == split]
+    if split not in ("train", "all", manifest.stem, manifest.parent.name):
+        raise DatasetError(f"{manifest}: no split {split!r}, as there is no column 'split'")
+    return rows
 
 
 def _read_manifest(manifest: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -343,30 +359,38 @@ def _from_load_dataset(
 ) -> Any:
     from datasets import load_dataset
 
-    text = str(source)
-    is_local = Path(source).exists()
-    if not is_local and (text.startswith(("/", ".", "~")) or text.count("/") > 1):
+    text, path = str(source), Path(source)
+    if not path.exists() and (text.startswith(("/", ".", "~")) or text.count("/") > 1):
         raise DatasetError(f"{text}: no such file or folder")
     try:
         loaded = load_dataset(text, name, split=split, streaming=streaming, **kwargs)
     except Exception as error:  # whatever the hub, the builder or the network raise
-        raise DatasetError(f"{text}: cannot be loaded ({' '.join(str(error).split())})") from error
+        hint = ""
+        if path.is_dir() and any(file.suffix.lower() in audio_extensions() for file in path.rglob("*")):
+            hint = "; an audio folder needs a metadata.csv with the columns file_name and text"
+        raise DatasetError(f"{text}: cannot be loaded ({_one_line(error)}){hint}") from error
     return loaded[_only_split([*map(str, loaded)], None, text)] if isinstance(loaded, dict) else loaded
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _with_standard_columns(dataset: Any, columns: tuple[str | None, str | None], source: str) -> Any:
-    from datasets import Audio
+    from datasets import Audio, Value
 
     if getattr(dataset, "num_rows", None) == 0:
         raise DatasetError(f"{source}: no rows")
-    found = list(dataset.column_names or [])
+    found = list(dataset.column_names or next(iter(dataset), {}))  # a streamed table may not know its columns
     audio_column = _find_column(columns[0], AUDIO_COLUMNS, found, "audio", source)
     text_column = _find_column(columns[1], TEXT_COLUMNS, found, "text", source)
+    # Plain bytes and path before anything else: with the Audio feature, even undecoded, every later operation on a
+    # stream (renaming, filtering) would encode the recording again, which needs torchcodec.
+    if isinstance((dataset.features or {}).get(audio_column), Audio):
+        dataset = dataset.cast_column(audio_column, {"bytes": Value("binary"), "path": Value("string")})
     for column, standard in ((audio_column, "audio"), (text_column, "text")):
         if column != standard:
             if standard in found:
                 dataset = dataset.remove_columns(standard)
             dataset = dataset.rename_column(column, standard)
-    if isinstance((dataset.features or {}).get("audio"), Audio):
-        dataset = dataset.cast_column("audio", Audio(decode=False))
     return dataset
