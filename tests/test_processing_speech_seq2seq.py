@@ -21,6 +21,15 @@ from speechgraft.processing.audio_files import AudioError
 from speechgraft.processing.processing_speech_seq2seq import MIN_AUDIO_S, SpeechSeq2SeqProcessor
 
 RATE = 16_000
+
+
+def parakeet() -> ParakeetFeatureExtractor:
+    try:
+        return ParakeetFeatureExtractor()
+    except ImportError as error:  # older Transformers made its filters with librosa
+        pytest.skip(str(error).strip().splitlines()[0])
+
+
 EXTRACTORS = {
     "wav2vec2": lambda: Wav2Vec2FeatureExtractor(return_attention_mask=True),
     "wav2vec2-group-norm": lambda: Wav2Vec2FeatureExtractor(return_attention_mask=False),
@@ -28,10 +37,9 @@ EXTRACTORS = {
     "whisper": WhisperFeatureExtractor,
     "speech_to_text": Speech2TextFeatureExtractor,
     "w2v-bert": SeamlessM4TFeatureExtractor,
-    "parakeet": ParakeetFeatureExtractor,
+    "parakeet": parakeet,
 }
 EVERY_EXTRACTOR = pytest.mark.parametrize("family", EXTRACTORS)
-ANY_LENGTH = [family for family in EXTRACTORS if family != "whisper"]
 
 
 def noise(duration_s: float, seed: int = 0) -> np.ndarray:
@@ -187,15 +195,15 @@ def test_bad_audio_in_a_batch_is_named():
         make("wav2vec2")([], sampling_rate=RATE)
 
 
-def test_rows_can_be_left_unpadded_and_padded_later():
-    for family in EXTRACTORS:
-        processor = make(family, fixed_input_window=False if family == "whisper" else None)
-        clips = [noise(0.5, 1), noise(0.25, 2)]
-        rows = processor(clips, sampling_rate=RATE, padding=False)
-        features = [{name: values[i] for name, values in rows.items()} for i in range(2)]
-        later, now = processor.pad(features, return_tensors="pt"), processor(clips, sampling_rate=RATE)
-        for name in now:
-            np.testing.assert_array_equal(later[name], now[name])
+@EVERY_EXTRACTOR
+def test_rows_can_be_left_unpadded_and_padded_later(family):
+    processor = make(family, fixed_input_window=False if family == "whisper" else None)
+    clips = [noise(0.5, 1), noise(0.25, 2)]
+    rows = processor(clips, sampling_rate=RATE, padding=False)
+    features = [{name: values[i] for name, values in rows.items()} for i in range(2)]
+    later, now = processor.pad(features, return_tensors="pt"), processor(clips, sampling_rate=RATE)
+    for name in now:
+        np.testing.assert_array_equal(later[name], now[name])
 
 
 def test_padding_length_can_be_set_in_steps_of_the_input():
@@ -210,14 +218,12 @@ def test_padding_length_can_be_set_in_steps_of_the_input():
     assert cut["input_values"].shape == (1, 1_000)
 
 
-def test_the_step_of_the_input_is_known_in_seconds():
-    steps = {family: make(family).input_step_s for family in EXTRACTORS}
-    for family, step_s in steps.items():
-        if family != "whisper":
-            processor = make(family)
-            features = processor(noise(5.0), sampling_rate=RATE)[processor.main_input_name]
-            assert abs(features.shape[1] * step_s - 5.0) < 0.05, family
-    assert steps["whisper"] == 0.01
+@EVERY_EXTRACTOR
+def test_the_step_of_the_input_is_known_in_seconds(family):
+    processor = make(family, fixed_input_window=False if family == "whisper" else None)
+    features = processor(noise(5.0), sampling_rate=RATE)[processor.main_input_name]
+    n_steps = features.shape[2 if family == "whisper" else 1]
+    assert abs(n_steps * processor.input_step_s - 5.0) < 0.05
 
 
 def test_labels_are_prompt_transcript_end_whatever_the_tokenizer_adds():
