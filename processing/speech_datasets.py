@@ -362,14 +362,19 @@ def _from_load_dataset(
     text, path = str(source), Path(source)
     if not path.exists() and (text.startswith(("/", ".", "~")) or text.count("/") > 1):
         raise DatasetError(f"{text}: no such file or folder")
+    if path.is_dir() and _is_bare_audio(path):
+        raise DatasetError(f"{text}: an audio folder needs a metadata.csv with the columns file_name and text")
     try:
         loaded = load_dataset(text, name, split=split, streaming=streaming, **kwargs)
     except Exception as error:  # whatever the hub, the builder or the network raise
-        hint = ""
-        if path.is_dir() and any(file.suffix.lower() in audio_extensions() for file in path.rglob("*")):
-            hint = "; an audio folder needs a metadata.csv with the columns file_name and text"
-        raise DatasetError(f"{text}: cannot be loaded ({_one_line(error)}){hint}") from error
+        raise DatasetError(f"{text}: cannot be loaded ({_one_line(error)})") from error
     return loaded[_only_split([*map(str, loaded)], None, text)] if isinstance(loaded, dict) else loaded
+
+
+def _is_bare_audio(folder: Path) -> bool:
+    """Whether a folder has recordings and nothing that `load_dataset` could take transcripts from."""
+    suffixes = {file.suffix.lower() for file in folder.rglob("*")}
+    return bool(suffixes & audio_extensions()) and not suffixes & {".parquet", ".arrow", ".tar", ".zip"}
 
 
 def _one_line(error: Exception) -> str:
