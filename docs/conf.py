@@ -1,5 +1,6 @@
 """Sphinx: guides in Markdown, and an API reference generated from the docstrings of the installed package."""
 
+import re
 from importlib.metadata import version as installed_version
 
 project = "speechgraft"
@@ -27,3 +28,20 @@ autodoc_inherit_docstrings = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 default_role = "code"  # `name` in a docstring is code, as in Markdown
+
+
+def convert_fences(app, what, name, obj, options, lines):
+    """Docstrings show code in Markdown fences, as those of Transformers do; turn these into what Sphinx reads."""
+    converted, inside = [], False
+    for line in lines:
+        fence = re.fullmatch(r"(\s*)```(\w*)\s*", line)
+        if fence:
+            inside = not inside
+            converted += [f"{fence[1]}.. code-block:: {fence[2] or 'text'}", ""] if inside else [""]
+        else:
+            converted.append(f"   {line}" if inside and line else line)
+    lines[:] = converted
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", convert_fences, priority=400)  # before napoleon's, at 500

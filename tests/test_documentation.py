@@ -8,11 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import HfArgumentParser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -20,6 +23,7 @@ PAGES = [page for page in PAGES if not {"_build", "generated"} & set(page.parts)
 
 CHECKED_LANGUAGES = {"python", "bash"}
 OTHER_LANGUAGES = {"text", "json", "yaml", "toml", "csv", "diff", "bibtex", "mermaid"}
+COMMAND_MODULE = "speechgraft.scripts.cli"
 HAS_COMMAND = (REPOSITORY / "scripts" / "cli.py").exists()
 
 
@@ -64,14 +68,32 @@ def commands(code: str) -> Iterator[list[str]]:
             words.append(word)
 
 
+class Parsed(BaseException):
+    """Raised when a parser accepted its arguments, so that the command goes no further."""
+
+
 def parse_own_command(arguments: list[str]) -> None:
-    if not HAS_COMMAND:
-        pytest.skip("the command is not written yet")
-    parser = importlib.import_module("speechgraft.scripts.cli").build_parser()
-    try:
-        parser.parse_args(arguments)
-    except SystemExit as stop:  # --help and --version leave this way too, with 0
-        assert not stop.code, f"speechgraft {shlex.join(arguments)}"
+    """Run the command as its entry point does, up to where the arguments are accepted."""
+
+    def stopping(parse):
+        def parse_and_stop(*args, **kwargs):
+            parse(*args, **kwargs)
+            raise Parsed
+
+        return parse_and_stop
+
+    shown = shlex.join(["speechgraft", *arguments])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["speechgraft", *arguments])
+        for owner, name in (ArgumentParser, "parse_args"), (HfArgumentParser, "parse_args_into_dataclasses"):
+            patch.setattr(owner, name, stopping(getattr(owner, name)))
+        try:
+            status = importlib.import_module("speechgraft.scripts.cli").main()
+            pytest.fail(f"{shown}: not parsed, status {status}")
+        except Parsed:
+            pass
+        except SystemExit as stop:  # --help and --version leave this way, with 0
+            assert not stop.code, shown
 
 
 @functools.cache
@@ -80,27 +102,33 @@ def help_of(*words: str) -> str:
     return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
 
 
-def check_python_command(arguments: list[str]) -> None:
-    if arguments[0] == "-m":
-        program, rest = arguments[:2], arguments[2:]
-        assert importlib.util.find_spec(program[1]), f"no module {program[1]}"
+def check_options(program: list[str], arguments: list[str]) -> None:
+    """The program answers --help, and that lists each option given."""
+    unknown = {word.split("=")[0] for word in arguments if word.startswith("--")}
+    unknown -= set(re.findall(r"--[\w-]+", help_of(*program)))
+    assert not unknown, f"{shlex.join(program)} does not know {sorted(unknown)}"
+
+
+def check_own_command(arguments: list[str], needs: str | None) -> None:
+    if not HAS_COMMAND:
+        pytest.skip("the command is not written yet")
+    if needs:
+        check_options(["-m", COMMAND_MODULE, *arguments[:1]], arguments[1:])
     else:
-        program, rest = arguments[:1], arguments[1:]
-        assert (REPOSITORY / program[0]).is_file(), f"no file {program[0]}"
-    options = {word.split("=")[0] for word in rest if word.startswith("--")}
-    if options:
-        unknown = options - set(re.findall(r"--[\w-]+", help_of(*program)))
-        assert not unknown, f"{program[-1]} does not know {sorted(unknown)}"
+        parse_own_command(arguments)
 
 
-def check_command(words: list[str]) -> None:
-    module = "speechgraft.scripts.cli"  # named after `python -m` or `accelerate launch -m`
-    if module in words:
-        parse_own_command(words[words.index(module) + 1 :])
+def check_command(words: list[str], needs: str | None = None) -> None:
+    if COMMAND_MODULE in words:  # after `python -m` or `accelerate launch -m`
+        check_own_command(words[words.index(COMMAND_MODULE) + 1 :], needs)
     elif words[0] == "speechgraft":
-        parse_own_command(words[1:])
+        check_own_command(words[1:], needs)
+    elif words[0] in {"python", "python3"} and words[1] == "-m":
+        assert importlib.util.find_spec(words[2]), f"no module {words[2]}"
+        check_options(words[1:3], words[3:])
     elif words[0] in {"python", "python3"} and words[1] != "-c":
-        check_python_command(words[1:])
+        assert (REPOSITORY / words[1]).is_file(), f"no file {words[1]}"
+        check_options(words[1:2], words[2:])
 
 
 def check_imports(code: str, name: str) -> None:
@@ -128,7 +156,7 @@ def test_commands_shown_are_commands_that_exist(page):
     for block in blocks(page):
         if block.language == "bash":
             for words in commands(re.sub(r"(^|\s)#.*", "", block.code)):
-                check_command(words)
+                check_command(words, block.needs)
 
 
 @pytest.mark.parametrize("page", pages_with("python"))
@@ -157,3 +185,17 @@ def test_the_checks_notice_what_is_wrong(tmp_path):
     assert found == [["python", "missing.py", "--x"], ["speechgraft", "a", "b c"]]
     with pytest.raises(AssertionError, match="missing.py"):
         check_command(found[0])
+
+
+def test_own_commands_are_parsed_and_go_no_further(monkeypatch):
+    def main() -> None:
+        parser = ArgumentParser()
+        parser.add_argument("--beams", type=int)
+        parser.parse_args()
+        raise RuntimeError("it went on")
+
+    monkeypatch.setitem(sys.modules, COMMAND_MODULE, SimpleNamespace(main=main))
+    parse_own_command(["--beams", "5"])
+    for wrong in ["--beams", "five"], ["--beans", "5"]:
+        with pytest.raises(AssertionError, match="speechgraft --bea"):
+            parse_own_command(wrong)
