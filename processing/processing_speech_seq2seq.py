@@ -206,11 +206,14 @@ class SpeechSeq2SeqProcessor(ProcessorMixin):
         """One transcript as labels: prompt, tokens without the tokenizer's own special tokens, end.
 
         Raises:
-            ValueError: the transcript is empty, or longer than `max_length` tokens and `truncation` is off.
+            ValueError: the transcript is empty, spells the end token, or is longer than `max_length` tokens while
+                `truncation` is off.
         """
         body = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text.strip() else []
         if not body:
             raise ValueError(f"empty transcript: {text!r}")
+        if self.end_token_id in body:
+            raise ValueError(f"the end token {self.tokenizer.decode(self.end_token_id)!r} is inside: {text!r}")
         n_special = len(self.decoder_prompt_token_ids) + 1
         if max_length is not None and len(body) + n_special > max_length:
             if not truncation:

@@ -252,6 +252,12 @@ def test_empty_and_too_long_transcripts_raise():
     assert processor(text="a b c", max_length=3, truncation=True)["labels"] == [4, 5, 3]
 
 
+def test_a_transcript_that_spells_the_end_token_is_refused():
+    """Tokenizers read the words "[SEP]" as the token, and the model would learn to stop in the middle."""
+    with pytest.raises(ValueError, match=r"the end token '\[SEP\]' is inside: 'a \[SEP\] b'"):
+        make("wav2vec2")(text="a [SEP] b")
+
+
 def test_a_tokenizer_without_any_end_is_refused():
     tokenizer = tiny_tokenizer("gpt2")
     tokenizer.eos_token = None
