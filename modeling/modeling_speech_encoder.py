@@ -171,6 +171,7 @@ class SpeechEncoder(PreTrainedModel):
                 fill the window that the backbone needs.
         """
         inputs = self._check_input(input_values, input_features, attention_mask)
+        inputs, attention_mask = self._trim_window(inputs, attention_mask)
         inputs, attention_mask = self._fill_to_minimum(inputs, attention_mask)
         inputs, options = self._augment(inputs, attention_mask)
         for name, value in (
@@ -222,6 +223,19 @@ class SpeechEncoder(PreTrainedModel):
         if mask is not None and not torch.compiler.is_compiling() and not bool(mask[:, 0].all()):
             raise ValueError("attention_mask starts with padding: speech encoders need padding at the end")
         return inputs.to(self.dtype)
+
+    def _trim_window(
+        self, inputs: torch.Tensor, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Cut the silence that a feature extractor filled a window with, where the model was trained without it."""
+        if mask is None or not self.family.fixed_input_window or self._has_fixed_window:
+            return inputs, mask
+        if self.training or torch.compiler.is_compiling():
+            return inputs, mask
+        longest = max(int(mask.sum(dim=-1).max()), self.min_input_length())
+        return inputs.narrow(self.family.time_dim, 0, min(longest, inputs.shape[self.family.time_dim])), mask[
+            :, :longest
+        ]
 
     def _fill_to_minimum(
         self, inputs: torch.Tensor, mask: torch.Tensor | None
