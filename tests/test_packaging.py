@@ -154,6 +154,13 @@ for module in modules:
     run_python(code, tmp_path, json.dumps([blocked, modules()]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("module", modules())
+def test_each_module_can_be_the_first_one_imported(module, tmp_path):
+    """Registering happens while Transformers' modules load, so whichever of ours asks for them first is half loaded."""
+    run_python(f"import {module}", tmp_path)
+
+
 def imported_by(statement: str, folder: Path) -> set[str]:
     code = f"import sys\n{statement}\nprint(*sorted(sys.modules), sep='\\n')"
     return set(run_python(code, folder).split())
