@@ -157,7 +157,7 @@ for module in modules:
 @pytest.mark.slow
 @pytest.mark.parametrize("module", modules())
 def test_each_module_can_be_the_first_one_imported(module, tmp_path):
-    """Registering happens while Transformers' modules load, so whichever of ours asks for them first is half loaded."""
+    """Registering happens while Transformers' modules load, so a module of ours may be found half loaded."""
     run_python(f"import {module}", tmp_path)
 
 
