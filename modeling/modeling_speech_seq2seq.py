@@ -37,9 +37,9 @@ from .warm_start import warm_start
 
 logger = logging.get_logger(__name__)
 
-# Keys of a SpeechEncoderDecoderModel checkpoint, and ours.
+# Keys of a SpeechEncoderDecoderModel checkpoint, and ours. Its `encoder.adapter.` is wav2vec 2.0's own.
 NATIVE_KEYS = {
-    r"^encoder\.(?!backbone\.|adapter\.|projection\.)": "encoder.backbone.",
+    r"^encoder\.": "encoder.backbone.",
     r"^enc_to_dec_proj\.": "encoder.projection.",
 }
 TOKEN_IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
