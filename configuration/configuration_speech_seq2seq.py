@@ -2,8 +2,10 @@
 
 import copy
 import difflib
+import math
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
@@ -33,6 +35,9 @@ FOREIGN_KEYS = {
     "vocab_size",
 } | set(GenerationConfig().to_dict())
 TOKEN_ID_KEYS = {"bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"}
+
+# Strides of the convolutions of backbones that have no setting for them.
+FIXED_STRIDES = {"whisper": (1, 2), "moonshine": (64, 3, 2)}
 
 SPEC_AUGMENT_DEFAULTS = {
     "apply_spec_augment": True,
@@ -68,8 +73,9 @@ class SpeechEncoderConfig(PreTrainedConfig):
         fixed_input_window: whether every input must fill the window that the backbone was trained on (Whisper's
             30 s). None takes the family's habit. False admits shorter input, without padding, for checkpoints that
             were trained so.
-        layerdrop: probability of skipping a backbone layer in training. It is off unless asked for, because skipped
-            layers leave parameters without a gradient, which distributed training refuses.
+        layerdrop: probability of skipping a layer in training, for those backbones and decoders that can. It is off
+            unless asked for, because skipped layers leave parameters without a gradient, which distributed training
+            refuses.
         apply_spec_augment: whether SpecAugment (Park et al. 2019) masks the encoder's input in training. None, here
             and below, takes the backbone's own setting, or the default of wav2vec 2.0 where it has none.
         mask_time_prob: expected share of frames to mask, 0 for none.
@@ -106,10 +112,9 @@ class SpeechEncoderConfig(PreTrainedConfig):
         if "attn_implementation" not in kwargs:  # or the parts of ready modules would forget theirs
             kwargs["attn_implementation"] = self._attention_of_parts()
         super().__post_init__(**kwargs)
+        self.encoder = getattr(self.encoder, "encoder_config", self.encoder)  # Parakeet's covers more than the encoder
         self._settle_spec_augment()
-        for name in ("layerdrop", "encoder_layerdrop"):
-            if hasattr(self.encoder, name):
-                setattr(self.encoder, name, self.layerdrop)
+        self._settle_layerdrop()
 
     def _attention_of_parts(self) -> dict[str, str] | None:
         parts = {name: getattr(self, name) for name in self.sub_configs_defaults}
@@ -117,12 +122,22 @@ class SpeechEncoderConfig(PreTrainedConfig):
         return {name: value for name, value in chosen.items() if value is not None} or None
 
     def _settle_spec_augment(self) -> None:
-        """Make these fields and the backbone's equal: whether it has a mask embedding depends on its own."""
+        """Make these fields and the backbone's equal: whether it has a mask embedding depends on its own.
+
+        A backbone that masks reads them all, though some configurations (data2vec, WavLM) leave one out.
+        """
+        masks = hasattr(self.encoder, "mask_time_prob")
         for name, default in SPEC_AUGMENT_DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, getattr(self.encoder, name, default))
-            if hasattr(self.encoder, name):
+            if masks:
                 setattr(self.encoder, name, getattr(self, name))
+
+    def _settle_layerdrop(self) -> None:
+        for part in (getattr(self, name) for name in self.sub_configs_defaults):
+            for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+                if hasattr(part, name):
+                    setattr(part, name, self.layerdrop)
 
     def validate_adapter(self) -> None:
         """Part of the checks that `@strict` runs."""
@@ -140,11 +155,20 @@ class SpeechEncoderConfig(PreTrainedConfig):
     @property
     def inputs_to_logits_ratio(self) -> int:
         """Input samples (or feature frames) to one frame of the encoder's output."""
-        strides = getattr(self.encoder, "conv_stride", None) or [getattr(self.encoder, "subsampling_factor", 2)]
-        ratio = self.adapter_stride**self.adapter_layers
-        for stride in strides:
-            ratio *= stride
+        encoder = cast(PreTrainedConfig, self.encoder)
+        ratio = self.adapter_stride**self.adapter_layers * math.prod(_strides(encoder))
+        if getattr(encoder, "add_adapter", False):
+            ratio *= encoder.adapter_stride**encoder.num_adapter_layers
         return ratio
+
+
+def _strides(encoder: PreTrainedConfig) -> Sequence[int]:
+    """Strides of a backbone's convolutions: listed in its configuration, implied by it, or fixed."""
+    if hasattr(encoder, "subsampling_factor"):  # Parakeet
+        return [encoder.subsampling_factor]
+    if hasattr(encoder, "num_conv_layers"):  # speech_to_text
+        return [2] * encoder.num_conv_layers
+    return getattr(encoder, "conv_stride", FIXED_STRIDES.get(encoder.model_type, ()))
 
 
 class _DecoderTokenId:
@@ -221,7 +245,7 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             self.decoder = copy.deepcopy(self.decoder)
         self.decoder_prompt_token_ids = list(self.decoder_prompt_token_ids or [])
         self.newly_initialized = list(self.newly_initialized or [])
-        make_cross_attending_decoder(self.decoder)
+        make_cross_attending_decoder(cast(PreTrainedConfig, self.decoder))
 
     @classmethod
     def from_encoder_decoder_configs(
@@ -256,26 +280,26 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
     @property
     def vocab_size(self) -> int:
         """Size of the decoder's vocabulary."""
-        return self.decoder.vocab_size
+        return cast(PreTrainedConfig, self.decoder).vocab_size
 
     @vocab_size.setter
     def vocab_size(self, value: int) -> None:
-        self.decoder.vocab_size = value
+        cast(PreTrainedConfig, self.decoder).vocab_size = value
 
     @property
     def hidden_size(self) -> int:
         """Width of the decoder, which is the width of the encoder's projected output."""
-        return self.decoder.hidden_size
+        return cast(PreTrainedConfig, self.decoder).hidden_size
 
     @property
     def num_hidden_layers(self) -> int:
         """Layers of the decoder."""
-        return self.decoder.num_hidden_layers
+        return cast(PreTrainedConfig, self.decoder).num_hidden_layers
 
     @property
     def num_attention_heads(self) -> int:
         """Attention heads of the decoder."""
-        return self.decoder.num_attention_heads
+        return cast(PreTrainedConfig, self.decoder).num_attention_heads
 
 
 def make_cross_attending_decoder(config: PreTrainedConfig) -> None:

@@ -213,7 +213,7 @@ BERT_IDS = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}  
 
 
 def encoder_config(name: str, **fields: Any) -> Any:
-    """Configuration of a tiny encoder's checkpoint; `fields` are set on the encoder's own configuration."""
+    """Configuration of a tiny encoder, with fields edited."""
     config = ENCODERS[name][0]()
     return _edit(getattr(config, "encoder_config", config), fields)
 
