@@ -313,6 +313,8 @@ def make_cross_attending_decoder(config: PreTrainedConfig) -> None:
     for name in ("layers", "attention_heads", "ffn_dim"):
         if hasattr(config, f"encoder_{name}") and hasattr(config, f"decoder_{name}"):
             setattr(config, f"encoder_{name}", getattr(config, f"decoder_{name}"))
+    if hasattr(config, "decoder_vocab_size"):  # Marian's halves may have a vocabulary each
+        config.vocab_size = config.decoder_vocab_size
 
 
 AutoConfig.register(SpeechEncoderConfig.model_type, SpeechEncoderConfig, exist_ok=True)

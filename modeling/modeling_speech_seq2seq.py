@@ -5,10 +5,10 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 """
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -106,6 +106,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             decoder.config = decoder_config
         self.decoder = self.family.decoder_class(decoder_config)(decoder_config) if decoder is None else decoder
         check_cross_attends(self.decoder)
+        self._decoder_keeps_logits = "logits_to_keep" in inspect.signature(self.decoder.forward).parameters
         width = getattr(decoder_config, "cross_attention_hidden_size", None) or decoder_config.hidden_size
         self.encoder = SpeechEncoder(config, output_size=width, backbone=encoder)
         self.main_input_name = self.encoder.main_input_name
@@ -278,11 +279,12 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             ValueError: the model has parts that the native class cannot express.
         """
         encoder_config = cast(PreTrainedConfig, self.config.encoder)
+        native_decoder = _native_decoder(self.decoder)
         foreign = {
             "an adapter": len(self.encoder.adapter) > 0,
             "a CTC head": self.ctc_head is not None,
             f"a {encoder_config.model_type} encoder": self.encoder.family.model_class is not None,
-            f"a {self.decoder.config.model_type} decoder": self.family.model_class is not None,
+            f"a {self.decoder.config.model_type} decoder": native_decoder is None,
         }
         if has := [name for name, present in foreign.items() if present]:
             raise ValueError(f"SpeechEncoderDecoderModel has no place for {' or '.join(has)}")
@@ -291,7 +293,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             decoder=copy.deepcopy(self.config.decoder),
             **{name: getattr(self.config, name) for name in TOKEN_IDS},
         )
-        native = SpeechEncoderDecoderModel(config, encoder=self.encoder.backbone, decoder=self.decoder)
+        native = SpeechEncoderDecoderModel(config, encoder=self.encoder.backbone, decoder=native_decoder)
         if self.encoder.projection is not None:
             native.enc_to_dec_proj = self.encoder.projection
         native.generation_config = copy.deepcopy(self.generation_config)
@@ -354,12 +356,12 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
             self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
-            if "logits_to_keep" in self._decoder_arguments:
+            if self._decoder_keeps_logits:
                 decoder_kwargs["logits_to_keep"] = logits_to_keep
             decoded = self.decoder(
                 input_ids=decoder_input_ids,
                 attention_mask=decoder_attention_mask,
-                encoder_hidden_states=encoded.last_hidden_state,
+                encoder_hidden_states=encoded.last_hidden_state.to(self.decoder.dtype),
                 encoder_attention_mask=encoded.attention_mask,
                 inputs_embeds=decoder_inputs_embeds,
                 past_key_values=past_key_values,
@@ -453,7 +455,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
         return 0 if self.config.ctc_vocab_size is not None else self._require_token_id("pad_token_id")
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels [B, S] to decoder inputs [B, S]: the start token, then all but the last label; -100 becomes padding."""
+        """Labels [B, S] to decoder inputs [B, S]: start token, then all but the last label; -100 becomes padding."""
         start, pad = self._require_token_id("decoder_start_token_id"), self._require_token_id("pad_token_id")
         shifted = nn.functional.pad(labels[:, :-1], [1, 0], value=start)
         return shifted.masked_fill(shifted == IGNORED_LABEL, pad)
@@ -467,10 +469,6 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
                 f"the text has {decoder_inputs.shape[1]} tokens, but the {self.config.decoder.model_type} decoder has "
                 f"positions for {limit}: shorten or split the transcripts"
             )
-
-    @property
-    def _decoder_arguments(self) -> set[str]:
-        return _forward_arguments(type(self.decoder))
 
     @contextmanager
     def _eager_attention(self, wanted: bool) -> Iterator[None]:
@@ -541,9 +539,11 @@ def _decoder_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name.removeprefix("decoder_"): value for name, value in kwargs.items()}
 
 
-def _forward_arguments(decoder_class: type) -> set[str]:
-    names = decoder_class.forward.__wrapped__ if hasattr(decoder_class.forward, "__wrapped__") else decoder_class.forward
-    return set(names.__code__.co_varnames[: names.__code__.co_argcount])
+def _native_decoder(decoder: Any) -> PreTrainedModel | None:
+    """The decoder as the class of Transformers that AutoModelForCausalLM knows, None where there is none."""
+    if text_decoder_family(decoder.config).model_class is None:
+        return decoder
+    return decoder.to_native() if hasattr(decoder, "to_native") else None
 
 
 def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:
@@ -552,7 +552,7 @@ def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:
         return False
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     options = {name: kwargs[name] for name in hub if name in kwargs}
-    config_dict, _ = PreTrainedConfig.get_config_dict(str(Path(name_or_path)) if isinstance(name_or_path, Path) else name_or_path, **options)
+    config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
     return config_dict.get("model_type") == NATIVE_MODEL_TYPE
 
 

@@ -10,11 +10,13 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100Config, M2M100Decoder, M2M100PreTrainedModel
+from transformers.models.marian.modeling_marian import MarianForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperForCausalLM
 
 
@@ -113,6 +115,64 @@ class M2M100TextDecoder(M2M100PreTrainedModel, GenerationMixin):
         return _logits_output(outputs, self.lm_head, logits_to_keep)
 
 
+class MarianTextDecoder(MarianForCausalLM):
+    """Marian's decoder with the output bias of its translation models, which `MarianForCausalLM` drops."""
+
+    # Translation models do not store their positions, which are sines; nor does every one of them have a bias.
+    _keys_to_ignore_on_load_missing = [r"^final_logits_bias$", r"^model\.decoder\.embed_positions\.weight$"]
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(cast(Any, config))
+        self.final_logits_bias = nn.Buffer(torch.zeros(1, self.lm_head.out_features))
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if "final_logits_bias" in module._buffers:
+            init.zeros_(cast(Any, module).final_logits_bias)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in Transformers; new tokens have no bias."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_vocab_size = embeddings.num_embeddings
+        added = embeddings.num_embeddings - self.final_logits_bias.shape[-1]
+        self.final_logits_bias = nn.Buffer(nn.functional.pad(self.final_logits_bias, [0, added]))
+        return embeddings
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """As `MarianForCausalLM.forward`: ids [B, S] and encoder states [B, T, D] to logits [B, S, V]."""
+        output = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+        output.logits = output.logits + self.final_logits_bias
+        return output
+
+    def to_native(self) -> MarianForCausalLM:
+        """The same weights without the bias.
+
+        Raises:
+            ValueError: the bias is not zero.
+        """
+        if self.final_logits_bias.any():
+            raise ValueError("MarianForCausalLM has no place for the decoder's output bias")
+        with torch.device("meta"):
+            native = MarianForCausalLM(self.config)
+        native.model, native.lm_head = self.model, self.lm_head
+        return native.train(self.training)
+
+
 def _logits_output(
     outputs: Any, head: nn.Module, logits_to_keep: int | torch.Tensor
 ) -> CausalLMOutputWithCrossAttentions:
@@ -202,9 +262,16 @@ TEXT_DECODER_FAMILIES = (
     ),
     TextDecoderFamily(("gpt2",), cross_attention=("crossattention", "ln_cross_attn")),
     TextDecoderFamily(
-        ("bart", "mbart", "pegasus", "marian"),
+        ("bart", "mbart", "pegasus"),
         cross_attention=BART_CROSS_ATTENTION,
         start=("config.decoder_start_token_id", "config.eos_token_id"),
+        checkpoint_renames=SHARED_EMBEDDINGS,
+    ),
+    TextDecoderFamily(
+        ("marian",),
+        cross_attention=BART_CROSS_ATTENTION,
+        start=("config.decoder_start_token_id", "config.eos_token_id"),
+        model_class=MarianTextDecoder,
         checkpoint_renames=SHARED_EMBEDDINGS,
     ),
     TextDecoderFamily(
@@ -225,7 +292,9 @@ TEXT_DECODER_FAMILIES = (
         ("xglm",), cross_attention=BART_CROSS_ATTENTION, start=("config.decoder_start_token_id", "config.eos_token_id")
     ),
     TextDecoderFamily(
-        ("trocr",), cross_attention=BART_CROSS_ATTENTION, start=("config.decoder_start_token_id", "config.eos_token_id")
+        ("trocr",),
+        cross_attention=BART_CROSS_ATTENTION,
+        start=("config.decoder_start_token_id", "config.eos_token_id"),
     ),
 )
 

@@ -1,15 +1,17 @@
 """Build a speech-to-text model from pretrained parts, and prove that nothing pretrained was lost on the way."""
 
+import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig, make_cross_attending_decoder
 from .speech_encoders import speech_encoder_config, speech_encoder_family
@@ -18,7 +20,10 @@ from .text_decoders import text_decoder_family
 logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-PARTS_ONLY = {"config", "model"}
+# What generation keeps of any decoder's own settings: tokens that it must not write.
+KEPT_OF_TEXT_DECODERS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
+# And of a full speech-to-text checkpoint; those of a translator or summariser do not fit transcripts.
+KEPT_OF_SPEECH_MODELS = (*KEPT_OF_TEXT_DECODERS, "max_length", "no_repeat_ngram_size", "length_penalty")
 # Parts of a backbone that fine-tuning adds by its configuration, which no pretraining checkpoint need hold.
 OPTIONAL_IN_ENCODER = re.compile(r"^(masked_spec_embed|adapter\.)")
 
@@ -34,8 +39,8 @@ def warm_start(model_class: Any, encoder: Any, decoder: Any = None, **kwargs: An
         kwargs: `tokenizer` (a tokenizer or its folder; by default the decoder's own, whose special tokens settle
             start, end and padding); `dtype` and `attn_implementation` for both parts; fields of
             `SpeechSeq2SeqConfig`; token ids; fields of `GenerationConfig` such as `max_length`; hub arguments such as
-            `revision`. With the prefix `encoder_` or `decoder_`: fields of one part's configuration, or hub
-            arguments for it alone.
+            `revision`. With the prefix `encoder_` or `decoder_`: one part's whole `config`, fields of its
+            configuration, or hub arguments for it alone.
 
     Returns:
         The model, in evaluation mode. `config.newly_initialized` names what no checkpoint supplied.
@@ -45,30 +50,30 @@ def warm_start(model_class: Any, encoder: Any, decoder: Any = None, **kwargs: An
         ValueError: a family is not supported, or a tensor that a checkpoint should have supplied is random.
     """
     options = _sort_arguments(kwargs)
+    text_source = encoder if decoder is None else decoder
+    if isinstance(encoder, PreTrainedModel) and isinstance(text_source, PreTrainedModel):
+        _refuse(options["hub"]["encoder"], "both parts are ready modules, so hub arguments have no effect")
     parts: dict[str, PreTrainedModel] = {}
     random_keys: list[str] = []
-    generation = None
-    for side, source in (("encoder", encoder), ("decoder", encoder if decoder is None else decoder)):
-        load = _load_encoder if side == "encoder" else _load_decoder
+    for side, source in (("encoder", encoder), ("decoder", text_source)):
         if isinstance(source, PreTrainedModel):
-            _refuse(options[side], f"{side} is a ready module, so {side}_… arguments have no effect")
-            parts[side] = source
+            parts[side] = _take_ready(source, side, options)
             continue
-        parts[side], missing = load(source, options["both"], options[side], options["attention"][side])
+        load = _load_encoder if side == "encoder" else _load_decoder
+        parts[side], missing = load(source, side, options)
         random_keys += [f"{side}.{'backbone.' if side == 'encoder' else ''}{key}" for key in missing]
-    source = encoder if decoder is None else decoder
-    tokenizer = options["tokenizer"] if options["tokenizer"] is not None else _find_tokenizer(source, options["both"])
-    config = SpeechSeq2SeqConfig(
-        encoder=parts["encoder"].config, decoder=parts["decoder"].config, **options["fields"]
-    )
+    config = SpeechSeq2SeqConfig(encoder=parts["encoder"].config, decoder=parts["decoder"].config, **options["fields"])
+    hub = options["hub"]["decoder"]
+    tokenizer = options["tokenizer"] if options["tokenizer"] is not None else _find_tokenizer(text_source, hub)
     _settle_token_ids(config, tokenizer, options["token_ids"])
-    generation = _find_generation_config(source, options["both"])
+    generation = _find_generation_config(text_source, hub)
     if config.decoder_prompt_token_ids == []:
         config.decoder_prompt_token_ids = _whisper_prompt(generation)
     model = model_class(config, **parts)
-    model.to(parts["decoder"].dtype)
+    _settle_dtype(model)
     _note_new_modules(model, random_keys)
-    _adopt_generation(model, generation, options["generation"])
+    kept = KEPT_OF_SPEECH_MODELS if text_source is encoder else KEPT_OF_TEXT_DECODERS
+    _adopt_generation(model, generation, kept, options["generation"])
     return model.eval()
 
 
@@ -76,23 +81,27 @@ def _sort_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Each argument to the one place that uses it; those that nothing uses are refused."""
     config_fields = {field.name for field in fields(SpeechSeq2SeqConfig)} - {"encoder", "decoder"}
     generation_fields = set(GenerationConfig().to_dict()) - config_fields
-    sorted_out: dict[str, Any] = {
-        name: {} for name in ("both", "encoder", "decoder", "fields", "token_ids", "generation")
-    }
+    sorted_out: dict[str, Any] = {name: {} for name in ("encoder", "decoder", "fields", "token_ids", "generation")}
+    hub: dict[str, dict[str, Any]] = {"encoder": {}, "decoder": {}}
     sorted_out["tokenizer"] = kwargs.pop("tokenizer", None)
+    sorted_out["dtype"] = kwargs.pop("dtype", None)
     sorted_out["attention"] = _attention_by_part(kwargs.pop("attn_implementation", None))
     unknown = []
     for name, value in kwargs.items():
         side, _, rest = name.partition("_")
         if name == "decoder_start_token_id" or name in ("eos_token_id", "pad_token_id", "bos_token_id"):
             sorted_out["token_ids"][name] = value
-        elif name == "dtype" or name in HUB_ARGUMENTS:
-            sorted_out["both"][name] = value
+        elif name in HUB_ARGUMENTS:
+            hub = {part: {name: value, **own} for part, own in hub.items()}  # an argument of one part wins
         elif name in config_fields:
             sorted_out["fields"][name] = value
         elif name in generation_fields:
             sorted_out["generation"][name] = value
-        elif side in ("encoder", "decoder") and rest:
+        elif side in hub and rest in HUB_ARGUMENTS:
+            hub[side][rest] = value
+        elif side in hub and rest == "dtype":
+            raise TypeError(f"{name}: the parts of a model share one dtype, give dtype")
+        elif side in hub and rest:
             sorted_out[side][rest] = value
         else:
             unknown.append(name)
@@ -102,7 +111,7 @@ def _sort_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
             "SpeechSeq2SeqConfig or GenerationConfig, dtype, attn_implementation, tokenizer, hub arguments, or fields "
             "of one part with the prefix encoder_ or decoder_"
         )
-    return sorted_out
+    return sorted_out | {"hub": hub}
 
 
 def _attention_by_part(attention: Any) -> dict[str, str | None]:
@@ -118,72 +127,78 @@ def _refuse(arguments: dict[str, Any], why: str) -> None:
         raise TypeError(f"{why}: {', '.join(sorted(arguments))}")
 
 
-def _load_encoder(
-    source: Any, both: dict[str, Any], own: dict[str, Any], attention: str | None
-) -> tuple[PreTrainedModel, list[str]]:
-    own, hub, config = _configure(source, both, own, speech_encoder_config)
+def _take_ready(module: PreTrainedModel, side: str, options: dict[str, Any]) -> PreTrainedModel:
+    _refuse(options[side], f"{side} is a ready module, so {side}_… arguments have no effect")
+    if (attention := options["attention"][side]) is not None:
+        module.set_attn_implementation(_best_attention(type(module), attention))
+    return module if options["dtype"] is None else module.to(_as_dtype(options["dtype"]))
+
+
+def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _load_encoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    config = _configure(source, options[side], options["hub"][side], speech_encoder_config)
     family = speech_encoder_family(config)
-    backbone_class = family.backbone_class(config)
-    renames = dict(family.checkpoint_renames)
-    model, info = _load(backbone_class, source, config, hub, attention, renames)
+    model, info = _load(family.backbone_class(config), source, side, config, options, dict(family.checkpoint_renames))
     lost = [key for key in info["missing_keys"] if not OPTIONAL_IN_ENCODER.match(key)]
-    _raise_if_random(lost, source, "encoder")
+    _raise_if_random(lost, source, side)
     return model, sorted(info["missing_keys"])
 
 
-def _load_decoder(
-    source: Any, both: dict[str, Any], own: dict[str, Any], attention: str | None
-) -> tuple[PreTrainedModel, list[str]]:
-    own, hub, config = _configure(source, both, own, lambda config: config)
+def _load_decoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+    config = _configure(source, options[side], options["hub"][side], lambda config: config)
     family = text_decoder_family(config)
     make_cross_attending_decoder(config)
     decoder_class = family.decoder_class(config)
-    model, info = _load(decoder_class, source, config, hub, attention, {})
+    model, info = _load(decoder_class, source, side, config, options, {})
     if family.checkpoint_renames and info["missing_keys"] and info["unexpected_keys"]:
         # The checkpoint may keep its embeddings once, for both of its halves, under a name of their own.
-        model, info = _load(decoder_class, source, config, hub, attention, dict(family.checkpoint_renames))
+        model, info = _load(decoder_class, source, side, config, options, dict(family.checkpoint_renames))
     missing = set(info["missing_keys"])
-    head = {name for name, _ in model.named_parameters() if family.head and name.startswith(family.head)}
-    tied = set(model.all_tied_weights_keys)
-    has_no_head = bool(head) and (head - tied) <= missing
-    new = {key for key in missing if any(part in family.cross_attention for part in key.split("."))}
-    if has_no_head:
-        new |= {key for key in missing if key.startswith(family.head)}
-    _raise_if_random(sorted(missing - new), source, "decoder")
+    tied = set(model.all_tied_weights_keys)  # these come with the tensors that they are tied to
+    own = {name for name, _ in model.named_parameters()} - tied
+    # A checkpoint may lack the whole of either, never a part: then it is damaged.
+    cross_attention = {name for name in own if any(part in family.cross_attention for part in name.split("."))}
+    head = {name for name in own if family.head and name.startswith(family.head)}
+    new = set().union(*(part for part in (cross_attention, head) if part <= missing))
+    _raise_if_random(missing - new - tied, source, side)
     return model, sorted(new)
 
 
 def _configure(
-    source: Any, both: dict[str, Any], own: dict[str, Any], part_of: Any
-) -> tuple[dict[str, Any], dict[str, Any], PreTrainedConfig]:
-    """Load one part's configuration and apply what was asked of it."""
-    hub = both | {name: own.pop(name) for name in [*HUB_ARGUMENTS, "dtype"] if name in own}
+    source: Any, own: dict[str, Any], hub: dict[str, Any], part_of: Callable[[PreTrainedConfig], PreTrainedConfig]
+) -> PreTrainedConfig:
+    """One part's configuration, loaded or given, with what was asked of it."""
+    own = dict(own)
     config = own.pop("config", None)
-    if config is None:
-        options = {name: value for name, value in hub.items() if name != "dtype"}
-        config = AutoConfig.from_pretrained(source, **options)
+    config = AutoConfig.from_pretrained(source, **hub) if config is None else copy.deepcopy(config)
     config = part_of(config)
     unknown = [name for name in own if not hasattr(config, name)]
     if unknown:
         raise TypeError(f"the {config.model_type} configuration does not know {', '.join(sorted(unknown))}")
     for name, value in own.items():
         setattr(config, name, value)
-    return own, hub, config
+    return config
 
 
 def _load(
     part_class: Any,
     source: Any,
+    side: str,
     config: PreTrainedConfig,
-    hub: dict[str, Any],
-    attention: str | None,
+    options: dict[str, Any],
     renames: dict[str, str],
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    if attention is not None:
-        hub = hub | {"attn_implementation": _best_attention(part_class, attention)}
+    wanted = dict(options["hub"][side])
+    if options["dtype"] is not None:
+        wanted["dtype"] = options["dtype"]
+    if (attention := options["attention"][side]) is not None:
+        wanted["attn_implementation"] = _best_attention(part_class, attention)
     with _quiet():
         model, info = part_class.from_pretrained(
-            source, config=config, key_mapping=renames or None, output_loading_info=True, **hub
+            source, config=config, key_mapping=renames or None, output_loading_info=True, **wanted
         )
     if info["mismatched_keys"]:
         raise ValueError(f"{source}: shapes differ from the configuration's: {sorted(info['mismatched_keys'])[:5]}")
@@ -221,20 +236,22 @@ def _find_tokenizer(source: Any, hub: dict[str, Any]) -> Any:
     """The decoder's own tokenizer, where its folder holds one; its special tokens settle start and end."""
     if isinstance(source, PreTrainedModel):
         return None
-    options = {name: value for name, value in hub.items() if name != "dtype"}
     try:
-        return AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         logger.info(f"{source} has no tokenizer that loads ({error}): token ids come from its configuration")
         return None
+    # Where a folder has none, Transformers makes some families' up, with ids that the model does not share.
+    files = {"tokenizer_config.json", *tokenizer.vocab_files_names.values()}
+    there = (cached_file(source, file, _raise_exceptions_for_missing_entries=False, **hub) for file in sorted(files))
+    return tokenizer if any(there) else None
 
 
 def _find_generation_config(source: Any, hub: dict[str, Any]) -> GenerationConfig | None:
     if isinstance(source, PreTrainedModel):
         return cast(GenerationConfig | None, getattr(source, "generation_config", None))
-    options = {name: value for name, value in hub.items() if name != "dtype"}
     try:
-        return GenerationConfig.from_pretrained(source, **options)
+        return GenerationConfig.from_pretrained(source, **hub)
     except OSError:
         return None
 
@@ -264,6 +281,16 @@ def _whisper_prompt(generation: GenerationConfig | None) -> list[int]:
         "of its language, the task, and no timestamps"
     )
     return [languages[language], tasks["transcribe"], no_timestamps]
+
+
+def _settle_dtype(model: Any) -> None:
+    """One dtype for all parts, the decoder's: a saved model knows no other."""
+    dtypes = {part: getattr(model, part).dtype for part in ("encoder", "decoder")}
+    if len(set(dtypes.values())) > 1:
+        logger.warning(
+            f"the encoder comes in {dtypes['encoder']}, the decoder in {dtypes['decoder']}: taking the latter"
+        )
+    model.to(dtypes["decoder"])
 
 
 def _note_new_modules(model: Any, random_keys: list[str]) -> None:
@@ -298,10 +325,11 @@ def _modules_of(model: nn.Module, names: set[str]) -> set[str]:
     return found
 
 
-def _adopt_generation(model: Any, generation: GenerationConfig | None, wanted: dict[str, Any]) -> None:
-    """Keep the decoder checkpoint's own length, suppressed tokens and the like; what was asked for comes first."""
-    keep = ("max_length", "suppress_tokens", "begin_suppress_tokens", "no_repeat_ngram_size", "length_penalty")
-    for name in keep:
+def _adopt_generation(
+    model: Any, generation: GenerationConfig | None, kept: Iterable[str], wanted: dict[str, Any]
+) -> None:
+    """Keep what of the checkpoint's own settings holds for transcripts; what was asked for comes first."""
+    for name in kept:
         value = getattr(generation, name, None)
         if value is not None:
             setattr(model.generation_config, name, value)
