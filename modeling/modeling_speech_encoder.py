@@ -3,17 +3,19 @@
 Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encoder frames, `D` width.
 """
 
+import functools
+import re
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_speech_seq2seq import SpeechEncoderConfig
 from .spec_augment import span_mask
-from .speech_encoders import speech_encoder_family
+from .speech_encoders import Lengths, speech_encoder_family
 
 
 @dataclass
@@ -80,7 +82,7 @@ class SpeechEncoder(PreTrainedModel):
         self.main_input_name = self.family.input_name
         if config.fixed_input_window and not self.family.fixed_input_window:
             raise ValueError(f"fixed_input_window: {encoder_config.model_type} encoders have no window to fill")
-        self.backbone = self.family.backbone_class(encoder_config)(encoder_config) if backbone is None else backbone
+        self.backbone = self._adopt(backbone) if backbone is not None else self._build()
         width = self.family.output_size(encoder_config)
         self.adapter = nn.ModuleList(
             SpeechEncoderAdapterLayer(width, config.adapter_kernel_size, config.adapter_stride)
@@ -89,17 +91,56 @@ class SpeechEncoder(PreTrainedModel):
         self.projection = None
         if output_size is not None and output_size != width:
             self.projection = nn.Linear(width, output_size)
+        self._least_input = self._find_least_input()
         self._train_what_is_used()
+        self._watch_leaks()
         self.post_init()
+
+    def _build(self) -> PreTrainedModel:
+        encoder_config = cast(PreTrainedConfig, self.config.encoder)
+        return self.family.backbone_class(encoder_config)(encoder_config)
+
+    def _adopt(self, backbone: PreTrainedModel) -> PreTrainedModel:
+        """Make a ready module one of the table's, which may extend Transformers' own class without new weights."""
+        wanted = self.family.backbone_class(cast(PreTrainedConfig, self.config.encoder))
+        if not issubclass(wanted, type(backbone)) and not isinstance(backbone, wanted):
+            raise ValueError(f"the encoder must be a {wanted.__name__}, got a {type(backbone).__name__}")
+        if not isinstance(backbone, wanted):
+            backbone.__class__ = wanted
+        for module in backbone.modules():
+            if hasattr(module, "layerdrop"):  # some modules copy the setting when they are built
+                cast(Any, module).layerdrop = self.config.layerdrop
+        if self._masks_hidden_frames and not hasattr(backbone, "masked_spec_embed"):
+            raise ValueError("mask_time_prob > 0 needs an encoder that was built with mask_time_prob > 0 itself")
+        return backbone
 
     def _train_what_is_used(self) -> None:
         """Leave no parameter waiting for a gradient that never comes, and no flag that breaks a compiled graph."""
         mask_embedding = getattr(self.backbone, "masked_spec_embed", None)
         if mask_embedding is not None:
             mask_embedding.requires_grad_(self._masks_hidden_frames)
+        for name in self.family.unused:
+            self.backbone.get_submodule(name).requires_grad_(False)
         for module in self.backbone.modules():
             if getattr(module, "_requires_grad", False) is True:  # wav2vec 2.0 marks its input so inside forward
                 cast(Any, module)._requires_grad = False
+
+    def _watch_leaks(self) -> None:
+        self._heard_lengths: torch.Tensor | None = None  # [B], real samples or feature frames, for these convolutions
+        for pattern, lengths in self.family.leaking_convolutions:
+            for name, module in self.backbone.named_modules():
+                if re.search(pattern, name):
+                    module.register_forward_pre_hook(functools.partial(self._silence_padding, lengths))
+
+    def _silence_padding(
+        self, lengths: Lengths, module: nn.Module, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """Zero the padding of a convolution's input, [B, D, T]."""
+        if self._heard_lengths is None:
+            return inputs
+        places = torch.arange(inputs[0].shape[-1], device=inputs[0].device)
+        real = places < lengths(self.backbone, self._heard_lengths)[:, None]  # [B, T]
+        return inputs[0] * real[:, None], *inputs[1:]
 
     @property
     def _masks_hidden_frames(self) -> bool:
@@ -120,13 +161,14 @@ class SpeechEncoder(PreTrainedModel):
         self.backbone.requires_grad_(False)
 
     def min_input_length(self) -> int:
-        """The shortest input that gives a frame, in samples or feature frames; shorter input is padded to it."""
-        if not hasattr(self, "_min_input_length"):
-            length = 1
-            while int(self.output_lengths(torch.tensor([length]))[0]) < 1:
-                length += 1
-            self._min_input_length = length
-        return self._min_input_length
+        """The shortest input that can be encoded, in samples or feature frames; shorter input is padded to it."""
+        return self._least_input
+
+    def _find_least_input(self) -> int:
+        lengths = torch.arange(1, 16_000, device="cpu")  # on it even where the weights are placeholders
+        frames = int(getattr(self.config.encoder, self.family.least_frames or "", 1))
+        enough = (self.family.output_lengths(self.backbone, lengths) >= frames) & (self.output_lengths(lengths) >= 1)
+        return int(lengths[enough][0])
 
     def output_lengths(self, input_lengths: torch.Tensor) -> torch.Tensor:
         """Input lengths to output lengths, adapter included.
@@ -181,7 +223,7 @@ class SpeechEncoder(PreTrainedModel):
             if value is not None:  # an explicit None would hide the configuration's value from the backbone
                 options[name] = value
         heard = None if self._has_fixed_window else attention_mask
-        outputs = self.backbone(inputs, attention_mask=heard, **options)
+        outputs = self._run_backbone(inputs, heard, options)
         hidden_states, mask = self._adapt(outputs.last_hidden_state, heard)  # [B, T, D]
         if self.projection is not None:
             hidden_states = self.projection(hidden_states)  # [B, T, output_size]
@@ -193,6 +235,16 @@ class SpeechEncoder(PreTrainedModel):
         )
         return output.to_tuple() if return_dict is False else output
 
+    def _run_backbone(self, inputs: torch.Tensor, heard: torch.Tensor | None, options: dict[str, Any]) -> Any:
+        if not self.family.leaking_convolutions:
+            return self.backbone(inputs, attention_mask=heard, **options)
+        self._heard_lengths = None if heard is None else heard.sum(dim=-1)
+        outputs = self.backbone(inputs, attention_mask=heard, **options)
+        checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules())
+        if not (self.training and checkpoints):  # or the backward pass runs the convolutions again
+            self._heard_lengths = None
+        return outputs
+
     @property
     def _has_fixed_window(self) -> bool:
         wanted = self.config.fixed_input_window
@@ -201,9 +253,9 @@ class SpeechEncoder(PreTrainedModel):
     def _check_input(
         self, input_values: torch.Tensor | None, input_features: torch.Tensor | None, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        if self.family.input_name == "input_features" and input_features is None and input_values is not None:
-            if input_values.dim() == 3:  # features given by position: no waveform has three dimensions
-                input_values, input_features = None, input_values
+        by_position = input_values is not None and input_values.dim() == 3  # no waveform has three dimensions
+        if by_position and input_features is None and self.family.input_name == "input_features":
+            input_values, input_features = None, input_values
         given = {"input_values": input_values, "input_features": input_features}
         inputs = given[self.family.input_name]
         if inputs is None or sum(value is not None for value in given.values()) != 1:
@@ -266,7 +318,7 @@ class SpeechEncoder(PreTrainedModel):
             if time_prob == 0:
                 return inputs, {}
             hidden_lengths = cast(Any, self.family.hidden_lengths)
-            frames = int(hidden_lengths(self.backbone, torch.tensor(size)))
+            frames = hidden_lengths(self.backbone, size)
             lengths = hidden_lengths(self.backbone, lengths).clamp(min=1)
             return inputs, {"mask_time_indices": span_mask(lengths, frames, time_prob, span, least)}
         channel_dim = 3 - self.family.time_dim

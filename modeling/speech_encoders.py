@@ -5,7 +5,7 @@ Shapes: `B` batch, `N` audio samples, `F` feature frames, `M` mel bins, `T` enco
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -84,7 +84,14 @@ class SpeechEncoderFamily:
             the input, or None.
         feature_encoder: attributes that make up the feature encoder, for `freeze_feature_encoder`.
         fixed_input_window: whether the family was trained on a window that every input must fill.
-        hidden_lengths: like `output_lengths`, of the frames that SpecAugment masks inside the backbone.
+        hidden_lengths: like `output_lengths`, of the frames that SpecAugment masks inside the backbone; also for an
+            integer, from which a compiled graph takes the shape of the mask.
+        least_frames: name of the configuration's field that says how many frames the backbone needs, where one does
+            not do.
+        leaking_convolutions: convolutions through which Transformers lets padding leak into real frames: pattern of
+            their names, lengths of their input. The padding there is set to zero, as is what lies beyond the edge of
+            a clip that stands alone.
+        unused: attributes that Transformers builds and never computes with.
     """
 
     model_types: tuple[str, ...]
@@ -97,11 +104,14 @@ class SpeechEncoderFamily:
     mask_place: Literal["hidden", "features"] | None = "hidden"
     feature_encoder: tuple[str, ...] = ("feature_extractor",)
     fixed_input_window: bool = False
-    hidden_lengths: Lengths | None = None
+    hidden_lengths: Callable[[PreTrainedModel, Any], Any] | None = None
+    least_frames: str | None = None
+    leaking_convolutions: tuple[tuple[str, Lengths], ...] = ()
+    unused: tuple[str, ...] = ()
 
     def backbone_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the backbone for a configuration of this family."""
-        return self.model_class or MODEL_MAPPING[type(config)]
+        return self.model_class or cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
 
     def output_size(self, config: PreTrainedConfig) -> int:
         """Width of the backbone's output, which is not always the one that its configuration announces."""
@@ -114,8 +124,18 @@ def _lengths(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
     return backbone._get_feat_extract_output_lengths(lengths)
 
 
-def _lengths_before_adapter(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
-    return backbone._get_feat_extract_output_lengths(lengths, add_adapter=False)
+def _hidden_lengths(backbone: Any, lengths: Any) -> Any:
+    for kernel_size, stride in zip(backbone.config.conv_kernel, backbone.config.conv_stride, strict=True):
+        lengths = (lengths - kernel_size) // stride + 1
+    return lengths
+
+
+def _same_lengths(backbone: Any, lengths: Any) -> Any:
+    return lengths
+
+
+def _half_lengths(backbone: Any, lengths: Any) -> Any:
+    return (lengths + 1) // 2
 
 
 def _moonshine_lengths(backbone: Any, lengths: torch.Tensor) -> torch.Tensor:
@@ -132,17 +152,33 @@ ENCODER_HALF = ((r"^model\.encoder\.", ""),)
 
 SPEECH_ENCODER_FAMILIES = (
     SpeechEncoderFamily(
-        ("wav2vec2", "wav2vec2-conformer", "wavlm", "data2vec-audio"),
+        ("wav2vec2", "wavlm"),
         output_lengths=_lengths,
-        hidden_lengths=_lengths_before_adapter,
+        hidden_lengths=_hidden_lengths,
     ),
     SpeechEncoderFamily(
-        ("hubert", "unispeech", "unispeech-sat", "sew", "sew-d"), output_lengths=_lengths, hidden_lengths=_lengths
+        ("wav2vec2-conformer",),
+        output_lengths=_lengths,
+        hidden_lengths=_hidden_lengths,
+        leaking_convolutions=((r"conv_module\.depthwise_conv$", _hidden_lengths),),
+        unused=("encoder.pos_conv_embed",),
+    ),
+    SpeechEncoderFamily(
+        ("data2vec-audio",),
+        output_lengths=_lengths,
+        hidden_lengths=_hidden_lengths,
+        leaking_convolutions=((r"pos_conv_embed\.layers\.\d+\.conv$", _hidden_lengths),),
+    ),
+    SpeechEncoderFamily(
+        ("hubert", "unispeech", "unispeech-sat"), output_lengths=_lengths, hidden_lengths=_hidden_lengths
+    ),
+    SpeechEncoderFamily(
+        ("sew", "sew-d"), output_lengths=_lengths, hidden_lengths=_hidden_lengths, least_frames="squeeze_factor"
     ),
     SpeechEncoderFamily(
         ("wav2vec2-bert",),
         output_lengths=_lengths,
-        hidden_lengths=_lengths_before_adapter,
+        hidden_lengths=_same_lengths,
         input_name="input_features",
         feature_encoder=("feature_projection",),
     ),
@@ -165,6 +201,10 @@ SPEECH_ENCODER_FAMILIES = (
         checkpoint_renames=ENCODER_HALF,
         mask_place="features",
         feature_encoder=("conv",),
+        leaking_convolutions=(
+            (r"^conv\.conv_layers\.0$", _same_lengths),
+            (r"^conv\.conv_layers\.1$", _half_lengths),
+        ),
     ),
     SpeechEncoderFamily(
         ("moonshine",),
