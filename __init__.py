@@ -7,7 +7,7 @@ before somebody uses them.
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -49,44 +49,69 @@ PUBLIC_NAMES = {
 }
 __all__ = sorted(PUBLIC_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-# Each of our modules registers its classes when it is imported; it is imported right after the Auto class it needs.
-REGISTERED_AFTER = {
-    "transformers.models.auto.configuration_auto": ["configuration.configuration_speech_seq2seq"],
-    "transformers.models.auto.modeling_auto": ["modeling.modeling_speech_seq2seq"],
-    "transformers.models.auto.processing_auto": ["processing.processing_speech_seq2seq"],
+# Transformers finds its own classes by name, in tables that map a model type to a class of the module
+# `transformers.models.<model type>`, and imports that module when the class is first asked for. So do ours: these
+# entries join the tables as soon as the module that holds them is imported.
+AUTO_TABLES = {
+    "transformers.models.auto.configuration_auto": {
+        "CONFIG_MAPPING_NAMES": {"speech_encoder": "SpeechEncoderConfig", "speech_seq2seq": "SpeechSeq2SeqConfig"},
+    },
+    "transformers.models.auto.modeling_auto": {
+        "MODEL_MAPPING_NAMES": {"speech_encoder": "SpeechEncoder", "speech_seq2seq": "SpeechSeq2SeqModel"},
+        "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqModel"},
+    },
+    "transformers.models.auto.processing_auto": {
+        "PROCESSOR_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqProcessor"},
+    },
 }
+# Modules that register their classes themselves, for when Transformers' tables were read before this package came.
+REGISTERING = (
+    "configuration.configuration_speech_seq2seq",
+    "modeling.modeling_speech_seq2seq",
+    "processing.processing_speech_seq2seq",
+)
+MODEL_TYPES = AUTO_TABLES["transformers.models.auto.configuration_auto"]["CONFIG_MAPPING_NAMES"]
 
 
-class _RegisterAfterImport(MetaPathFinder):
-    """Imports our modules as soon as the module of Transformers that they register with has been imported."""
+class _AutoTables(MetaPathFinder, Loader):
+    """Adds our entries to the tables, and answers for the modules that they name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in REGISTERED_AFTER:
+        if fullname in {f"transformers.models.{model_type}" for model_type in MODEL_TYPES}:
+            return ModuleSpec(fullname, self)
+        if fullname not in AUTO_TABLES:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_register(module: ModuleType) -> None:
+            def execute_and_add(module: ModuleType) -> None:
                 execute(module)
-                _register(fullname)
+                _add_entries(module)
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_add  # type: ignore[method-assign]
         return spec
 
+    def exec_module(self, module: ModuleType) -> None:
+        """Let a module of the tables hand out our public names."""
+        module.__getattr__ = __getattr__  # type: ignore[method-assign]
 
-def _register(auto_module: str) -> None:
-    for ours in REGISTERED_AFTER[auto_module]:
-        importlib.import_module(f".{ours}", __name__)
+
+def _add_entries(auto_module: ModuleType) -> None:
+    for table, entries in AUTO_TABLES[auto_module.__name__].items():
+        getattr(auto_module, table).update(entries)
 
 
 def _register_lazily() -> None:
-    sys.meta_path.insert(0, _RegisterAfterImport())
-    for auto_module in REGISTERED_AFTER:
-        if auto_module in sys.modules:
-            _register(auto_module)
+    already_read = [sys.modules[name] for name in AUTO_TABLES if name in sys.modules]
+    sys.meta_path.insert(0, _AutoTables())
+    for module in already_read:
+        _add_entries(module)
+    if already_read:
+        for name in REGISTERING:
+            importlib.import_module(f".{name}", __name__)
 
 
 def __getattr__(name: str) -> Any:
