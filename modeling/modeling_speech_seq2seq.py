@@ -442,7 +442,12 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             ctc_targets = transcript_tokens(labels, prompt, cast(int, self.config.eos_token_id))
         output.ctc_logits = self.ctc_head(encoded.last_hidden_state)  # [B, T, C]
         output.ctc_loss = ctc_loss(
-            cast(torch.Tensor, output.ctc_logits), encoded.attention_mask, ctc_targets, self.ctc_blank, divisor
+            cast(torch.Tensor, output.ctc_logits),
+            encoded.attention_mask,
+            ctc_targets,
+            self.ctc_blank,
+            divisor,
+            counted=(labels != IGNORED_LABEL).any(dim=-1),
         )
         weight = self.config.ctc_weight
         output.loss = (1 - weight) * output.decoder_loss + weight * output.ctc_loss

@@ -3,6 +3,8 @@
 Shapes: `B` batch, `S` text tokens, `T` encoder frames, `V` vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.utils import logging
@@ -49,6 +51,7 @@ def ctc_loss(
     targets: torch.Tensor,
     blank: int,
     divisor: torch.Tensor,
+    counted: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Connectionist temporal classification (Graves et al. 2006), summed over clips and divided by `divisor`.
 
@@ -61,6 +64,7 @@ def ctc_loss(
         targets: [B, S], -100 where padded, without start, prompt and end tokens.
         blank: the blank's id.
         divisor: scalar.
+        counted: boolean [B], False for clips that do not contribute; None where all do.
 
     Returns:
         Scalar.
@@ -72,16 +76,69 @@ def ctc_loss(
     if not torch.compiler.is_compiling():
         repeats = ((targets[:, 1:] == targets[:, :-1]) & real[:, 1:]).sum(dim=-1)
         _warn_of_impossible_alignments(input_lengths, real.sum(dim=-1) + repeats)
-    losses = nn.functional.ctc_loss(
-        log_probs,
-        targets.masked_fill(~real, 0),
-        input_lengths,
-        real.sum(dim=-1),
-        blank=blank,
-        reduction="none",
-        zero_infinity=True,
-    )
+    losses = _ctc_losses(log_probs, targets.masked_fill(~real, 0), input_lengths, real.sum(dim=-1), blank)  # [B]
+    if counted is not None:
+        losses = losses.masked_fill(~counted, 0)
     return losses.sum() / divisor
+
+
+def _ctc_losses(
+    log_probs: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    blank: int,
+) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        return _ctc_losses_and_gradient(log_probs, targets, input_lengths, target_lengths, blank)[0]
+    return nn.functional.ctc_loss(
+        log_probs, targets, input_lengths, target_lengths, blank=blank, reduction="none", zero_infinity=True
+    )
+
+
+@torch.library.custom_op("speechgraft::ctc_losses_and_gradient", mutates_args=())
+def _ctc_losses_and_gradient(
+    log_probs: torch.Tensor,
+    targets: torch.Tensor,
+    input_lengths: torch.Tensor,
+    target_lengths: torch.Tensor,
+    blank: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """PyTorch's CTC loss, whose workspace has a size that depends on the data, as one step of a compiled graph.
+
+    Args:
+        log_probs: [T, B, V].
+        targets: [B, S].
+        input_lengths: [B], in frames.
+        target_lengths: [B], in tokens.
+        blank: the blank's id.
+
+    Returns:
+        Losses [B], 0 where there is no alignment, and their gradient [T, B, V].
+    """
+    lengths = input_lengths.tolist(), target_lengths.tolist()
+    losses, workspace = torch.ops.aten._ctc_loss(log_probs, targets, *lengths, blank, True)
+    gradient = torch.ops.aten._ctc_loss_backward(
+        torch.ones_like(losses), log_probs, targets, *lengths, losses, workspace, blank, True
+    )
+    return losses.masked_fill(losses.isinf(), 0), gradient
+
+
+@_ctc_losses_and_gradient.register_fake
+def _(log_probs: torch.Tensor, targets: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    return log_probs.new_empty(log_probs.shape[1]), torch.empty_like(log_probs)
+
+
+def _keep_gradient(ctx: Any, inputs: tuple, output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _ctc_backward(ctx: Any, of_losses: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    (gradient,) = ctx.saved_tensors
+    return gradient * of_losses[None, :, None], None, None, None, None
+
+
+_ctc_losses_and_gradient.register_autograd(_ctc_backward, setup_context=_keep_gradient)
 
 
 def _warn_of_impossible_alignments(frames: torch.Tensor, needed: torch.Tensor) -> None:
