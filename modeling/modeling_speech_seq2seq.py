@@ -254,9 +254,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
         wants_info = kwargs.pop("output_loading_info", False)
         if _is_native_checkpoint(pretrained_model_name_or_path, kwargs):
             kwargs["key_mapping"] = NATIVE_KEYS | (kwargs.get("key_mapping") or {})
-        loaded = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = cast(tuple[SpeechSeq2SeqModel, dict], loaded)
         if dropped := [key for key in info["unexpected_keys"] if "projection" in key or "enc_to_dec_proj" in key]:
             raise ValueError(f"the checkpoint projects between equal widths, which this class does not: {dropped}")
@@ -429,9 +427,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
         smoothing: float,
     ) -> None:
         divisor = normalizer(labels, num_items_in_batch)
-        output.decoder_loss = decoder_cross_entropy(
-            cast(torch.Tensor, output.logits), labels, divisor, smoothing
-        )
+        output.decoder_loss = decoder_cross_entropy(cast(torch.Tensor, output.logits), labels, divisor, smoothing)
         output.loss = output.decoder_loss
         if self.ctc_head is None:
             return
@@ -439,7 +435,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             if self.config.ctc_vocab_size is not None:
                 raise ValueError("the CTC head has a vocabulary of its own: give its token ids as ctc_targets")
             prompt = len(self.config.decoder_prompt_token_ids or [])
-            ctc_targets = transcript_tokens(labels, prompt, cast(int, self.config.eos_token_id))
+            ctc_targets = transcript_tokens(labels, prompt, self.config.eos_token_id)
         output.ctc_logits = self.ctc_head(encoded.last_hidden_state)  # [B, T, C]
         output.ctc_loss = ctc_loss(
             cast(torch.Tensor, output.ctc_logits),

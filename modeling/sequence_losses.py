@@ -61,7 +61,7 @@ def ctc_loss(
     Args:
         logits: [B, T, V].
         frame_mask: [B, T], True where a frame is real; None where all are.
-        targets: [B, S], -100 where padded, without start, prompt and end tokens.
+        targets: [B, S], -100 where ignored, without start, prompt and end tokens.
         blank: the blank's id.
         divisor: scalar.
         counted: boolean [B], False for clips that do not contribute; None where all do.
@@ -71,6 +71,8 @@ def ctc_loss(
     """
     frames = torch.full(logits.shape[:1], logits.shape[1], device=logits.device)
     input_lengths = frames if frame_mask is None else frame_mask.sum(dim=-1)
+    places = (targets == IGNORED_LABEL).long().argsort(dim=-1, stable=True)
+    targets = targets.gather(1, places)  # ignored places last, wherever they stood
     real = targets != IGNORED_LABEL  # [B, S]
     log_probs = nn.functional.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # [T, B, V]
     if not torch.compiler.is_compiling():
@@ -152,16 +154,19 @@ def _warn_of_impossible_alignments(frames: torch.Tensor, needed: torch.Tensor) -
         )
 
 
-def transcript_tokens(labels: torch.Tensor, skip_first: int, end_token_id: int | None) -> torch.Tensor:
+def transcript_tokens(labels: torch.Tensor, skip_first: int, end_token_id: int | list[int] | None) -> torch.Tensor:
     """The transcript alone: labels without the prompt and the end token.
 
     Args:
         labels: [B, S], -100 where padded.
         skip_first: length of the prompt.
-        end_token_id: id of the end token, which is removed wherever it stands.
+        end_token_id: id or ids of the end token, which are removed wherever they stand.
 
     Returns:
-        [B, S], -100 where removed. Removed places at the end are padding; those at the start shift the row left.
+        [B, S - skip_first], -100 where removed.
     """
     targets = labels[:, skip_first:]
-    return targets if end_token_id is None else targets.masked_fill(targets == end_token_id, IGNORED_LABEL)
+    ends = [] if end_token_id is None else end_token_id if isinstance(end_token_id, list) else [end_token_id]
+    for end in ends:
+        targets = targets.masked_fill(targets == end, IGNORED_LABEL)
+    return targets

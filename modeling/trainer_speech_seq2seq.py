@@ -9,14 +9,20 @@ from transformers import Seq2SeqTrainer
 class SpeechSeq2SeqTrainer(Seq2SeqTrainer):
     """Trains a `SpeechSeq2SeqModel`; `Trainer` and `Seq2SeqTrainer` do too, but log the total loss alone.
 
-    Every output of the model whose name ends in `_loss` is logged beside `loss`, as its mean over the optimiser
-    steps since the last log.
+    Every output of the model whose name ends in `_loss` is logged beside `loss`, in the same unit: per label, as the
+    mean over the optimiser steps since the last log. Label smoothing applies in training; the evaluation's loss is
+    the one without it, so that runs with different smoothing compare.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._loss_sums: dict[str, torch.Tensor] = {}
-        self._steps_logged = 0
+        self._steps_before = 0  # optimiser steps that were done when the sums were empty
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer."""
+        self._loss_sums.clear()  # an earlier training may have ended between two logs
+        return super().train(*args, **kwargs)
 
     def compute_loss(
         self,
@@ -25,31 +31,48 @@ class SpeechSeq2SeqTrainer(Seq2SeqTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """As in Trainer. Label smoothing is done by the model, which smooths the decoder's loss and keeps the CTC loss."""
+        """As in Trainer. The model smooths labels itself: the decoder's loss is smoothed, the CTC loss is kept."""
         smoother = self.label_smoother
-        if smoother is not None and "labels" in inputs:
+        if smoother is not None and "labels" in inputs and model.training:
             inputs = {**inputs, "smoothing": smoother.epsilon}
         self.label_smoother = None
         try:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         finally:
             self.label_smoother = smoother
-        if self.model is not None and self.model.training:
-            self._remember(outputs)
+        if model.training:
+            self._remember(outputs, num_items_in_batch is not None)
         return (loss, outputs) if return_outputs else loss
 
-    def _remember(self, outputs: Any) -> None:
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer, with the model's own loss also where the text is generated."""
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            return super().prediction_step(*args, **kwargs)
+        finally:
+            self.label_smoother = smoother
+
+    def _remember(self, outputs: Any, divided_by_all_items: bool) -> None:
+        """Add up the parts of one batch's loss, scaled as Trainer scales their total."""
+        if not self._loss_sums:
+            self._steps_before = self.state.global_step
+        scale = 1.0
+        if not divided_by_all_items:
+            scale = 1 / self.current_gradient_accumulation_steps
+        elif self.args.average_tokens_across_devices:
+            scale = self.accelerator.num_processes if self.args.n_gpu <= 1 else self.args.n_gpu
         for name, value in outputs.items():
             if name.endswith("_loss") and value is not None:
-                self._loss_sums[name] = self._loss_sums.get(name, 0) + value.detach().float()
+                self._loss_sums[name] = self._loss_sums.get(name, 0) + value.detach().float().mean() * scale
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the parts of the loss to a training log."""
         if "loss" in logs and self._loss_sums:
-            steps = max(self.state.global_step - self._steps_logged, 1)
+            steps = max(self.state.global_step - self._steps_before, 1)
             for name, total in self._loss_sums.items():
-                parts = cast(torch.Tensor, self.accelerator.reduce(total, reduction="sum"))
-                logs[name] = round(float(parts) / steps, 4)
+                logs[name] = float(cast(torch.Tensor, self.accelerator.reduce(total, reduction="mean"))) / steps
             self._loss_sums.clear()
-            self._steps_logged = self.state.global_step
         super().log(logs, *args, **kwargs)
+
+
+__all__ = ["SpeechSeq2SeqTrainer"]
