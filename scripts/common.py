@@ -1,6 +1,17 @@
-"""What every subcommand shares: messages, and how a mistake of the user's ends a command."""
+"""What every subcommand shares: messages, exit statuses, options, and how a mistake of the user's ends a command."""
 
+import argparse
+import difflib
+import os
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+DONE = 0
+SKIPPED_SOME = 1  # some recordings could not be used; the rest is done
+MISUSED = 2  # nothing was done: an option, a file or a model is not what the command needs
+INTERRUPTED = 130  # as shells report Ctrl-C
 
 
 class CommandError(Exception):
@@ -9,4 +20,129 @@ class CommandError(Exception):
 
 def say(message: str) -> None:
     """Print a message for the person at the terminal, beside the results on standard output."""
-    print(message, file=sys.stderr, flush=True)
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stderr)  # a progress bar makes room for it
+    sys.stderr.flush()
+
+
+def run(name: str, command: Callable[[], int], debug: bool = False) -> int:
+    """Run a command; its user's mistakes become one line on standard error.
+
+    Args:
+        name: of the command, in front of the message.
+        command: gives the exit status.
+        debug: let the exception through, with its traceback.
+
+    Returns:
+        The exit status. Anything but a `CommandError` is a fault of the program and keeps its traceback.
+    """
+    try:
+        return command()
+    except CommandError as error:
+        if debug:
+            raise
+        say(f"speechgraft {name}: {one_line(error)}")
+        return MISUSED
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        say(f"speechgraft {name}: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+@contextmanager
+def explained(what: str = "", *also: type[Exception]) -> Iterator[None]:
+    """Around calls of the libraries that judge what the user gave: what they raise becomes a `CommandError`.
+
+    Args:
+        what: put before the message, such as the option or the file; nothing where the message names it already.
+        also: what else they may raise.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, LookupError, RuntimeError, *also) as error:
+        message = one_line(error)
+        raise CommandError(f"{what}: {message}" if what and what not in message else message) from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the known one that is closest, if any is."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def positive(value: str) -> int:
+    """An option's value that counts something."""
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def positive_number(value: str) -> float:
+    """An option's value that measures something."""
+    number = float(value)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {value}")
+    return number
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which model to run, and on what."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        required=True,
+        metavar="FOLDER",
+        help="a trained model: folder or hub id, of speechgraft, SpeechEncoderDecoderModel or Whisper",
+    )
+    group.add_argument(
+        "--processor",
+        metavar="FOLDER",
+        help="feature extractor and tokenizer, where the model's folder lacks them: folder or hub id",
+    )
+    group.add_argument("--device", help="where to compute: cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="number format of the weights; auto: as they were saved (default: %(default)s)",
+    )
+    group.add_argument(
+        "--attn",
+        metavar="NAME",
+        help="attention kernels: eager, sdpa, flash_attention_2, ... (default: the best that PyTorch has)",
+    )
+
+
+def add_decoding_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Declare how recordings are put together and decoded; returns the group, to which the number of beams belongs."""
+    group = parser.add_argument_group("decoding")
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="recordings to transcribe at once; lower it when memory runs out (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="longest transcript, in tokens (default: the model's own)"
+    )
+    group.add_argument(
+        "--max-duration-s",
+        type=positive_number,
+        default=60.0,
+        metavar="SECONDS",
+        help="skip longer recordings: each is heard as a whole, and memory grows with its square; models with a "
+        "window (Whisper: 30 s) skip what exceeds it in any case (default: %(default)g)",
+    )
+    return group

@@ -1,0 +1,71 @@
+"""The command `speechgraft`: finds the subcommand, and nothing heavy before its options are accepted."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from .common import MISUSED, run
+
+# name: (module with add_arguments and main, what it does)
+COMMANDS = {
+    "quickstart": ("quickstart", "build, train and try a speech recogniser in minutes, with nothing to download"),
+    "train-asr": ("train_asr", "fine-tune a speech-to-text model, from pretrained parts or a trained model"),
+    "transcribe": ("transcribe", "write down what is said in recordings"),
+    "evaluate-asr": ("evaluate_asr", "measure word and character error rate and speed on recordings with transcripts"),
+    "publish": ("publish", "make a trained model ready to share: model card, metrics, and the code it needs"),
+    "convert": ("convert", "turn a SpeechEncoderDecoderModel into a speechgraft model, or back"),
+}
+TRAINING = "train-asr"
+
+EPILOG = """\
+`speechgraft COMMAND --help` explains a command. Begin with `speechgraft quickstart`.
+"""
+
+
+def make_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The options of `speechgraft`, and of one of its commands."""
+    parser = argparse.ArgumentParser(
+        prog="speechgraft",
+        description="Speech to text with a pretrained speech encoder grafted onto a pretrained text decoder.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"speechgraft {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, (module, purpose) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == command:
+            importlib.import_module(f".{module}", __package__).add_arguments(subparser)
+            subparser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (see `common`)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words:
+        make_parser().print_help(sys.stderr)
+        return MISUSED
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command == TRAINING:  # its options are Trainer's, which take seconds to import
+        return train(words)
+    args = make_parser(command).parse_args(words)
+    module = importlib.import_module(f".{COMMANDS[args.command][0]}", __package__)
+    return run(args.command, lambda: module.main(args), args.debug)
+
+
+def train(words: list[str]) -> int:
+    """Run `train-asr`, whose options another parser reads."""
+    before, after = words[: words.index(TRAINING)], words[words.index(TRAINING) + 1 :]
+    debug = make_parser().parse_known_args([*before, TRAINING])[0].debug
+    if after and after[-1] == "--debug":  # Trainer has an option of that name, which takes a value
+        debug = bool(after.pop())
+    main = importlib.import_module(".train_asr", __package__).main
+    return run(TRAINING, lambda: main(after), debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Trained models and their processors from wherever they are, with one clear line where they cannot be had."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedConfig
+
+from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
+from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
+from ..modeling.speech_encoders import SPEECH_ENCODER_FAMILIES
+from ..modeling.text_decoders import TEXT_DECODER_FAMILIES
+from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
+from .common import CommandError, explained, one_line
+
+OWN_MODEL_TYPES = {SpeechSeq2SeqConfig.model_type, NATIVE_MODEL_TYPE}
+
+
+def load_model(
+    source: str, dtype: str = "auto", attention: str | None = None, device: str | None = None, **fields: Any
+) -> SpeechSeq2SeqModel:
+    """Load a trained speech-to-text model, in evaluation mode.
+
+    Args:
+        source: folder or hub id of a `SpeechSeq2SeqModel`, a `SpeechEncoderDecoderModel`, or a checkpoint such as
+            Whisper of which both halves are taken.
+        dtype: number format of the weights; "auto" as they were saved.
+        attention: which attention kernels to use; None leaves it to Transformers.
+        device: where to put the model, such as "cpu" or "cuda:1"; None takes a GPU if there is one.
+        fields: of `SpeechSeq2SeqConfig`, to change.
+
+    Raises:
+        CommandError: there is no such folder, it holds another kind of model, or the model does not load.
+    """
+    model_type = find_model_type(source)
+    options = {"dtype": dtype, **fields} | ({} if attention is None else {"attn_implementation": attention})
+    with explained(source, SafetensorError, AssertionError):  # the latter: a PyTorch that knows no GPU
+        if model_type in OWN_MODEL_TYPES:
+            model = SpeechSeq2SeqModel.from_pretrained(source, **options)
+        else:
+            model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(source, **options)
+        cast(Any, model).to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return model.eval()
+
+
+def find_model_type(source: str) -> str:
+    """The kind of model that a folder or hub id holds, which is one that `load_model` can load.
+
+    Raises:
+        CommandError: there is none, or another kind.
+    """
+    check_is_model(source)
+    try:
+        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise CommandError(f"{source}: neither a folder here nor a model that the hub gives ({reason})") from error
+    if model_type in OWN_MODEL_TYPES | both_halves():
+        return str(model_type)
+    raise CommandError(
+        f"{source}: holds a {model_type} model; this command runs models of the kinds "
+        f"{', '.join(sorted(OWN_MODEL_TYPES | both_halves()))}"
+    )
+
+
+def both_halves() -> set[str]:
+    """Model types whose checkpoints hold a speech encoder and a text decoder that both tables know."""
+    encoders, decoders = (
+        {model_type for family in families for model_type in family.model_types}
+        for families in (SPEECH_ENCODER_FAMILIES, TEXT_DECODER_FAMILIES)
+    )
+    return encoders & decoders
+
+
+def check_is_model(source: str) -> None:
+    """Tell a folder that is missing or empty from a hub id, before the hub is asked for a folder's name.
+
+    Raises:
+        CommandError: there is no such folder, or it holds no model.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            inside = sorted(folder.parent.name for folder in path.glob("*/config.json"))
+            hint = f"; there are models in its folders {', '.join(inside)}" if inside else ""
+            raise CommandError(f"{source}: no config.json in this folder, so it holds no model{hint}")
+    elif path.exists():
+        raise CommandError(f"{source}: a file, but a model is a folder or a hub id")
+    elif source.startswith(("/", ".", "~")) or source.count("/") > 1 or ("/" in source and path.parent.is_dir()):
+        raise CommandError(f"{source}: no such model folder")
+
+
+def load_processor(source: str, model: SpeechSeq2SeqModel, asked: str = "--processor") -> SpeechSeq2SeqProcessor:
+    """Load the processor that belongs to a model.
+
+    Args:
+        source: folder or hub id with a feature extractor and a tokenizer.
+        model: its configuration settles the decoder's prompt and the input window.
+        asked: option that names another source, for the message.
+
+    Raises:
+        CommandError: the folder lacks the feature extractor or the tokenizer.
+    """
+    try:
+        return SpeechSeq2SeqProcessor.from_parts(source, source, config=model.config)
+    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
+        raise CommandError(
+            f"{source}: no processor in this folder (a feature extractor and a tokenizer): name a folder that has "
+            f"both with {asked}, such as the one that the model was trained from ({one_line(error)[:120]})"
+        ) from error

@@ -1,0 +1,212 @@
+"""`speechgraft transcribe`: every good recording gets its text, every bad one its line, whatever else goes wrong."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from tiny_models import save_encoder
+from tiny_recognizers import (
+    RATE,
+    noise,
+    save_bad_clips,
+    save_clips,
+    save_native,
+    save_odd_clips,
+    save_recognizer,
+)
+
+from speechgraft.modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
+from speechgraft.processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
+from speechgraft.processing.subtitles import JsonArrayWriter, Segment, format_srt
+from speechgraft.scripts.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_recognizer(tmp_path_factory.mktemp("recognizer") / "model"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return save_clips(tmp_path_factory.mktemp("audio") / "clips", 5)
+
+
+def transcribe(*words: object) -> int:
+    return main(["transcribe", "--max-new-tokens", "8", *map(str, words)])
+
+
+def generate(model: str, path: Path, **options) -> list[str]:
+    """What a user's own code gets for one recording."""
+    processor = SpeechSeq2SeqProcessor.from_pretrained(model)
+    inputs = processor(audio=str(path), return_tensors="pt")
+    sequences = SpeechSeq2SeqModel.from_pretrained(model).eval().generate(**inputs, max_length=9, **options)
+    return [text.strip() for text in processor.batch_decode(sequences, skip_special_tokens=True)]
+
+
+def test_a_file_gives_its_text_and_nothing_else(model, clips, capsys):
+    assert transcribe(clips / "clip1.wav", "--model", model) == 0
+    assert capsys.readouterr().out.splitlines() == generate(model, clips / "clip1.wav")
+
+
+def test_each_recording_of_a_folder_gets_what_it_gets_alone_whatever_the_batch(model, clips, capsys):
+    expected = [f"{path}\t{generate(model, path)[0]}" for path in sorted(clips.glob("*.wav"))]
+    assert len({line.split("\t")[1] for line in expected}) > 1, "the model says the same of everything"
+    for batch_size in (1, 2, 8):
+        assert transcribe(clips, "--model", model, "--batch-size", batch_size) == 0
+        assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_paths_come_from_standard_input_in_their_order(model, clips, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{clips / 'clip3.wav'}\n\n  {clips / 'clip0.wav'}\n"))
+    assert transcribe("-", "--model", model) == 0
+    names = [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [str(clips / "clip3.wav"), str(clips / "clip0.wav")]
+
+
+def test_json_gives_the_n_best_with_scores_that_beam_search_ranked_them_by(model, clips, tmp_path):
+    output = tmp_path / "out.json"
+    assert transcribe(clips, "--model", model, "--format", "json", "--nbest", 3, "--output", output) == 0
+    records = json.loads(output.read_text())
+    assert [Path(record["file"]).name for record in records] == [f"clip{index}.wav" for index in range(5)]
+    texts = generate(model, clips / "clip2.wav", num_beams=3, num_return_sequences=3)
+    assert [hypothesis["text"] for hypothesis in records[2]["nbest"]] == texts
+    assert records[2]["text"] == texts[0] and records[2]["duration_s"] == 0.5
+    for record in records:
+        scores = [hypothesis["score"] for hypothesis in record["nbest"]]
+        assert scores == sorted(scores, reverse=True) and record["score"] == scores[0]
+
+
+def test_a_greedy_score_is_the_mean_log_probability_up_to_the_end_token_in_a_batch_too(model, clips, capsys):
+    assert transcribe(clips, "--model", model, "--format", "json", "--num-beams", 1) == 0
+    scores = [record["score"] for record in json.loads(capsys.readouterr().out)]
+    processor = SpeechSeq2SeqProcessor.from_pretrained(model)
+    network = SpeechSeq2SeqModel.from_pretrained(model).eval()
+    for path, score in zip(sorted(clips.glob("*.wav")), scores, strict=True):
+        inputs = processor(audio=str(path), return_tensors="pt")
+        sequence = network.generate(**inputs, max_length=9)
+        with torch.no_grad():
+            logits = network(**inputs, decoder_input_ids=sequence[:, :-1]).logits
+        chosen = logits.log_softmax(-1).gather(-1, sequence[:, 1:, None])
+        assert score == pytest.approx(float(chosen.mean()), abs=1e-3)
+
+
+def test_unusual_recordings_are_transcribed(model, tmp_path, capsys):
+    odd = save_odd_clips(tmp_path / "odd")
+    assert transcribe(*odd.values(), "--model", model) == 0
+    assert [line.split("\t")[0] for line in capsys.readouterr().out.splitlines()] == [str(p) for p in odd.values()]
+
+
+def test_bad_recordings_are_told_in_one_line_each_and_the_rest_is_done(model, clips, tmp_path, capsys):
+    bad = save_bad_clips(tmp_path / "bad")
+    files = [clips / "clip0.wav", *bad.values(), clips / "clip1.wav"]
+    assert transcribe(*files, "--model", model, "--format", "json") == 1
+    out, err = capsys.readouterr()
+    records = json.loads(out)
+    assert [record["file"] for record in records] == [str(path) for path in files]
+    assert [path for path, record in zip(files, records, strict=True) if "text" in record] == [files[0], files[-1]]
+    told = [line for line in err.splitlines() if "skipped" in line]
+    assert len(told) == len(bad) + 1 and told[-1] == f"skipped {len(bad)} of {len(files)} recordings"
+    for message, path in bad.items():
+        assert any(str(path) in line and message in line for line in told), message
+    assert "Traceback" not in err
+
+
+def test_nothing_is_loaded_where_no_recording_exists(tmp_path, capsys):
+    assert transcribe(tmp_path / "a.wav", tmp_path / "b.wav", "--model", "no-model-is-asked-for") == 1
+    assert capsys.readouterr().err.count("no such file") == 2
+
+
+def test_audio_beyond_the_encoders_window_is_told_with_both_lengths(tmp_path, capsys):
+    model = save_recognizer(tmp_path / "model", "whisper")
+    soundfile.write(tmp_path / "long.wav", noise(1.5), RATE)
+    soundfile.write(tmp_path / "short.wav", noise(0.5), RATE)
+    assert transcribe(tmp_path / "long.wav", tmp_path / "short.wav", "--model", model) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(str(tmp_path / "short.wav"))
+    assert f"skipped: {tmp_path / 'long.wav'}: 1.5 s long, but the model hears 1 s at once" in err
+
+
+def test_native_folders_work_as_they_are(tmp_path, clips, capsys):
+    assert transcribe(clips, "--model", save_native(tmp_path / "native")) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_a_whisper_folder_works_as_a_baseline(tmp_path, clips, capsys):
+    from tiny_models import MELS
+    from tiny_tokenizers import tiny_tokenizer
+    from transformers import WhisperFeatureExtractor
+
+    save_encoder(tmp_path / "whisper", "whisper", max_source_positions=50)
+    WhisperFeatureExtractor(feature_size=MELS, chunk_length=1).save_pretrained(tmp_path / "whisper")
+    tiny_tokenizer("whisper").save_pretrained(tmp_path / "whisper")
+    assert transcribe(clips, "--model", tmp_path / "whisper") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+def test_subtitles_are_refused_in_one_line_while_the_model_gives_no_times(model, clips, capsys):
+    assert transcribe(clips, "--model", model, "--format", "srt") == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("speechgraft")]
+    assert "gives no timestamps" in line and model in line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "{tmp}/none"], "{tmp}/none: no such model folder"),
+        (["--model", "{tmp}"], "{tmp}: no config.json in this folder, so it holds no model"),
+        (["--model", "{clip}"], "{clip}: a file, but a model is a folder or a hub id"),
+        (["--model", "{model}", "--nbest", "4", "--num-beams", "2"], "--nbest 4 needs --num-beams 4 or more, not 2"),
+        (["--model", "{model}", "--output", "{tmp}/no/out.txt"], "no such folder {tmp}/no"),
+        (["--model", "{model}", "--device", "abacus"], "{model}: "),
+        (["--model", "{model}", "--attn", "best"], "best"),
+        (["--model", "nobody/no-such-model"], "nobody/no-such-model: neither a folder here nor a model that the hub"),
+    ],
+)
+def test_a_usage_mistake_is_one_line_with_status_2(options, message, model, clips, tmp_path, capsys):
+    places = {"tmp": tmp_path, "model": model, "clip": clips / "clip0.wav"}
+    assert transcribe(clips, *(option.format(**places) for option in options)) == 2
+    err = capsys.readouterr().err
+    (line,) = [line for line in err.splitlines() if line.startswith("speechgraft transcribe: ")]
+    assert message.format(**places) in line
+    assert "Traceback" not in err
+
+
+def test_other_models_and_folders_without_a_processor_are_told(tmp_path, clips, capsys):
+    save_encoder(tmp_path / "ctc", "wav2vec2")
+    assert transcribe(clips, "--model", tmp_path / "ctc") == 2
+    assert f"{tmp_path / 'ctc'}: holds a wav2vec2 model" in capsys.readouterr().err
+    native = save_native(tmp_path / "native", with_processor=False)
+    assert transcribe(clips, "--model", native) == 2
+    assert f"{native}: no processor in this folder" in capsys.readouterr().err
+    assert transcribe(clips, "--model", native, "--processor", save_recognizer(tmp_path / "model")) == 0
+
+
+def test_a_broken_weights_file_is_told(tmp_path, clips, capsys):
+    model = save_recognizer(tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"not weights")
+    assert transcribe(clips, "--model", model) == 2
+    err = capsys.readouterr().err
+    assert str(model) in err and "Traceback" not in err
+
+
+def test_subrip_times_roll_over_hours_minutes_and_milliseconds():
+    segments = [Segment(0.0, 1.9996, " hello "), Segment(3661.05, 3662.0, "world")]
+    assert format_srt(segments) == (
+        "1\n00:00:00,000 --> 00:00:02,000\nhello\n\n2\n01:01:01,050 --> 01:01:02,000\nworld\n"
+    )
+    with pytest.raises(ValueError, match="segment 1 lasts from 2 s to 1 s"):
+        format_srt([Segment(2, 1, "backwards")])
+
+
+def test_a_json_list_is_valid_when_it_is_empty_and_when_the_work_was_cut_short():
+    for count in (0, 1, 2):
+        lines: list[str] = []
+        with pytest.raises(KeyboardInterrupt), JsonArrayWriter(lines.append) as writer:
+            for index in range(count):
+                writer.write({"text": f"ä{index}"})
+            raise KeyboardInterrupt
+        assert json.loads("\n".join(lines)) == [{"text": f"ä{index}"} for index in range(count)]
