@@ -118,3 +118,177 @@ def test_loss_parts_are_logged_in_the_unit_of_the_total_however_often(tmp_path: 
             assert entry[name] == pytest.approx(expected, rel=1e-3)
     for entry in each + pairs:
         assert entry["loss"] == pytest.approx(0.7 * entry["decoder_loss"] + 0.3 * entry["ctc_loss"], rel=1e-3)
+
+
+def test_loss_parts_stay_right_after_resuming_and_in_a_second_training(tmp_path: Path) -> None:
+    model, options = repeatable_model(ctc_weight=0.3), layout(2, 1)
+    trainer, _ = train(SpeechSeq2SeqTrainer, model, tmp_path, save_steps=2, save_strategy="steps", **options)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    resumed = [entry for entry in trainer.state.log_history if "loss" in entry]
+    trainer.args.logging_steps = trainer.state.logging_steps = 3  # the last step is not logged
+    trainer.train()
+    trainer.train()
+    again = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in resumed + again:
+        assert entry["loss"] == pytest.approx(0.7 * entry["decoder_loss"] + 0.3 * entry["ctc_loss"], rel=1e-3)
+
+
+# Label smoothing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer_class", [Seq2SeqTrainer, SpeechSeq2SeqTrainer])
+def test_label_smoothing_works_with_the_shipped_collator_and_accumulation(tmp_path: Path, trainer_class: Any) -> None:
+    model = repeatable_model()
+    expected = mean_cross_entropy(model, collator(model)(rows()), smoothing=0.2)
+    for batch, accumulation in LAYOUTS:
+        options = {"label_smoothing_factor": 0.2, **layout(batch, accumulation)}
+        logged = train(trainer_class, repeatable_model(), tmp_path, **options)[1]
+        assert logged[0]["loss"] == pytest.approx(expected, **AS_EQUAL)
+
+
+def test_label_smoothing_crashes_the_native_class_with_labels_alone(tmp_path: Path) -> None:
+    ours = repeatable_model()
+    native, collate = ours.to_native(), collator(ours)
+    native.config.decoder_start_token_id, native.config.pad_token_id = 2, 0
+
+    def usual_collator(features: list) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in collate(features).items() if name != "decoder_input_ids"}
+
+    options = arguments(tmp_path, label_smoothing_factor=0.2)
+    trainer = Seq2SeqTrainer(model=native, args=options, train_dataset=rows(), data_collator=usual_collator)
+    with pytest.raises(ValueError, match="input_ids"):
+        trainer.train()
+
+
+def test_label_smoothing_keeps_the_ctc_loss_and_leaves_it_unsmoothed(tmp_path: Path) -> None:
+    plain = train(SpeechSeq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, **layout(4, 2))[1][0]
+    options = {"label_smoothing_factor": 0.2, **layout(4, 2)}
+    smoothed = train(SpeechSeq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, **options)[1][0]
+    model = repeatable_model(ctc_weight=0.3)
+    expected = mean_cross_entropy(model, collator(model)(rows()), smoothing=0.2)
+    assert smoothed["decoder_loss"] == pytest.approx(expected, **AS_EQUAL)
+    assert smoothed["ctc_loss"] == pytest.approx(plain["ctc_loss"])
+    assert smoothed["loss"] == pytest.approx(0.7 * expected + 0.3 * plain["ctc_loss"], **AS_EQUAL)
+
+
+def test_plain_trainer_refuses_to_drop_the_ctc_loss_for_label_smoothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="SpeechSeq2SeqTrainer"):
+        train(Seq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, label_smoothing_factor=0.2)
+
+
+# Evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def evaluator(trainer_class: Any, model: Any, folder: Path, **options: Any) -> Any:
+    with_metrics = options.pop("compute_metrics", None)
+    return trainer_class(
+        model=model,
+        args=arguments(folder, per_device_eval_batch_size=4, **options),
+        eval_dataset=rows(4),
+        data_collator=collator(model),
+        compute_metrics=with_metrics,
+    )
+
+
+@pytest.mark.parametrize("trainer_class", [Trainer, Seq2SeqTrainer, SpeechSeq2SeqTrainer])
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.3])
+def test_evaluate_reports_the_loss_with_default_arguments(
+    tmp_path: Path, trainer_class: Any, ctc_weight: float
+) -> None:
+    model = repeatable_model(ctc_weight=ctc_weight)
+    with torch.no_grad():
+        expected = model(**collator(model)(rows(4))).loss
+    assert evaluator(trainer_class, model, tmp_path).evaluate()["eval_loss"] == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("generate", [False, True])
+def test_label_smoothing_does_not_change_the_evaluation_loss(tmp_path: Path, generate: bool) -> None:
+    model = repeatable_model(ctc_weight=0.3)
+    with torch.no_grad():
+        expected = model(**collator(model)(rows(4))).loss
+    options = {"label_smoothing_factor": 0.2, "predict_with_generate": generate, "generation_max_length": 8}
+    metrics = {"compute_metrics": lambda prediction: {}} if generate else {}
+    trainer = evaluator(SpeechSeq2SeqTrainer, model, tmp_path, **options, **metrics)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(float(expected))
+
+
+def test_predict_with_generate_gives_what_generate_gives_and_the_loss(tmp_path: Path) -> None:
+    model = repeatable_model(ctc_weight=0.3)
+    trainer = evaluator(SpeechSeq2SeqTrainer, model, tmp_path, predict_with_generate=True, generation_num_beams=2)
+    output = trainer.predict(rows(4), max_length=9)
+    batch = collator(model)(rows(4))
+    inputs = {name: batch[name] for name in ("input_values", "attention_mask")}
+    expected = model.generate(**inputs, num_beams=2, max_length=9)
+    found = torch.tensor(output.predictions)[:, : expected.shape[1]]
+    torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        assert output.metrics["test_loss"] == pytest.approx(float(model(**batch).loss))
+
+
+def test_prediction_without_generation_returns_nothing_but_logits(tmp_path: Path) -> None:
+    """Hidden states, CTC logits and parts of the loss, gathered over a data set, would fill the memory."""
+    model = repeatable_model(ctc_weight=0.3)
+    output = evaluator(Trainer, model, tmp_path).predict(rows(4))
+    batch = collator(model)(rows(4))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(output.predictions), model(**batch).logits)
+    assert torch.equal(torch.tensor(output.label_ids), batch["labels"])
+
+
+# Resume -------------------------------------------------------------------------------------------------------------
+
+
+def final_state(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("origin", ["fresh", "native folder"])
+def test_a_resumed_training_continues_bit_for_bit(tmp_path: Path, origin: str) -> None:
+    def start() -> Any:
+        model = repeatable_model()
+        if origin == "fresh":
+            return repeatable_model(ctc_weight=0.3)
+        model.to_native().save_pretrained(tmp_path / "native")
+        return type(model).from_pretrained(tmp_path / "native", apply_spec_augment=False)
+
+    options = {**layout(2, 1), "save_strategy": "steps", "save_steps": 2, "num_train_epochs": 1}
+    whole, _ = train(SpeechSeq2SeqTrainer, start(), tmp_path / "whole", **options)
+    expected = final_state(whole.model)
+
+    other = start()
+    with torch.no_grad():
+        for parameter in other.parameters():  # whatever is not restored shows
+            parameter.add_(1.0)
+    resumed = SpeechSeq2SeqTrainer(
+        model=other,
+        args=arguments(tmp_path / "resumed", learning_rate=1e-3, **options),
+        train_dataset=rows(),
+        data_collator=collator(other),
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for name, value in final_state(resumed.model).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_best_checkpoint_comes_back_at_the_end(tmp_path: Path) -> None:
+    model = repeatable_model()
+    trainer = SpeechSeq2SeqTrainer(
+        model=model,
+        args=arguments(
+            tmp_path,
+            save_strategy="steps",
+            eval_strategy="steps",
+            save_steps=1,
+            eval_steps=1,
+            max_steps=3,
+            learning_rate=1.0,  # every step makes it worse
+            load_best_model_at_end=True,
+        ),
+        train_dataset=rows(),
+        eval_dataset=rows(4),
+        data_collator=collator(model),
+    )
+    trainer.train()
+    best = type(model).from_pretrained(trainer.state.best_model_checkpoint)
+    for name, value in best.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
