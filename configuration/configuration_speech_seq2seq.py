@@ -86,7 +86,8 @@ class SpeechEncoderConfig(PreTrainedConfig):
         mask_feature_min_masks: least number of channel spans in each clip.
 
     Raises:
-        ValueError: a key is unknown, or a value lies outside its range.
+        ValueError: a key is unknown.
+        StrictDataclassError: a value has the wrong type, or lies outside its range.
     """
 
     model_type = "speech_encoder"
@@ -139,11 +140,14 @@ class SpeechEncoderConfig(PreTrainedConfig):
                 if hasattr(part, name):
                     setattr(part, name, self.layerdrop)
 
-    def validate_adapter(self) -> None:
+    def validate_counts(self) -> None:
         """Part of the checks that `@strict` runs."""
-        for name, least in (("adapter_layers", 0), ("adapter_kernel_size", 1), ("adapter_stride", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        positive = ("adapter_kernel_size", "adapter_stride", "mask_time_length", "mask_feature_length")
+        natural = ("adapter_layers", "mask_time_min_masks", "mask_feature_min_masks")
+        for name in (*positive, *natural):
+            value, least = getattr(self, name), int(name in positive)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
     def validate_probabilities(self) -> None:
         """Part of the checks that `@strict` runs."""
@@ -204,7 +208,8 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             projection, adapter, CTC head. Adapters such as LoRA must train and save these whole.
 
     Raises:
-        ValueError: a key is unknown, or a value lies outside its range.
+        ValueError: a key is unknown.
+        StrictDataclassError: a value has the wrong type, or lies outside its range.
     """
 
     model_type = "speech_seq2seq"

@@ -9,8 +9,8 @@ def span_mask(
     """Draw random spans for each row.
 
     The number of spans is `probability * length / span_length`, rounded up or down at random so that its mean is
-    exact, at least `min_spans`; spans may overlap. In a row of fewer than `2 * span_length` places the spans shrink to
-    half the row, so that something is always left to hear.
+    exact, and at least `min_spans`; they start at different places and may overlap. In a row of fewer than
+    `2 * span_length` places the spans shrink to half the row, and no row gets so many that nothing is left to hear.
 
     Args:
         lengths: [B], places of each row that may be masked.
@@ -23,12 +23,14 @@ def span_mask(
         Boolean [B, size], True where masked.
     """
     device, rows = lengths.device, lengths.shape[0]
-    span = torch.clamp(lengths // 2, min=1, max=span_length)  # [B]
-    wanted = (probability * lengths / span + torch.rand(rows, device=device)).floor().clamp(min=min_spans)  # [B]
-    most = max(int(probability * size / min(span_length, max(size // 2, 1))) + 1, min_spans)
-    most = min(most, size)
-    starts = (torch.rand(rows, most, device=device) * (lengths - span + 1).clamp(min=1)[:, None]).long()  # [B, spans]
-    used = torch.arange(most, device=device) < wanted[:, None]  # [B, spans]
+    span = (lengths // 2).clamp(max=span_length)  # [B], 0 where a row has but one place
+    at_least_one = span.clamp(min=1)
+    wanted = (probability * lengths / at_least_one + torch.rand(rows, device=device)).floor().clamp(min=min_spans)
+    wanted = wanted.minimum((lengths - 1) // at_least_one)  # [B]
+    most = max(int(probability * max(size / span_length, 3)) + 1, min_spans)  # a shrunken span is a third or more
     places = torch.arange(size, device=device)
+    draw = torch.rand(rows, size, device=device).masked_fill(places > (lengths - span)[:, None], -1)
+    starts = draw.topk(min(most, size)).indices  # [B, spans], without repetition
+    used = torch.arange(starts.shape[1], device=device) < wanted[:, None]  # [B, spans]
     covers = (places >= starts[..., None]) & (places < (starts + span[:, None])[..., None])  # [B, spans, size]
-    return (covers & used[..., None]).any(dim=1) & (places < lengths[:, None])
+    return (covers & used[..., None]).any(dim=1)

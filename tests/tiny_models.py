@@ -271,11 +271,13 @@ def tiny_model(
 
 
 def randomize(model: Any, scale: float = 5.0) -> Any:
-    """Scale a model's linear weights and draw its biases, which are 0 at first, so that a lost tensor is noticed."""
+    """Scale linear weights, let the signal through convolutions, draw biases: what is lost or ignored is noticed."""
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.weight.mul_(scale)
+            elif isinstance(module, (nn.Conv1d, nn.Conv2d)) and "weight" in module._parameters:
+                nn.init.kaiming_normal_(module.weight)
             for name, parameter in module.named_parameters(recurse=False):
                 if "bias" in name:
                     parameter.normal_(std=0.1)
