@@ -184,8 +184,10 @@ class SpeechEncoder(PreTrainedModel):
             lengths = cast(SpeechEncoderAdapterLayer, layer).output_lengths(lengths)
         return lengths.long()
 
-    def output_mask(self, attention_mask: torch.Tensor, frames: int) -> torch.Tensor:
-        """Mask of the input, [B, N], to the mask of the output, boolean [B, frames]."""
+    def output_mask(self, attention_mask: torch.Tensor | None, frames: int) -> torch.Tensor | None:
+        """Mask of the input, [B, N], to the mask of the output, boolean [B, frames]; None where nothing is masked."""
+        if attention_mask is None or self._has_fixed_window:
+            return None
         lengths = self.output_lengths(attention_mask.sum(dim=-1)).clamp(min=1)
         return torch.arange(frames, device=attention_mask.device) < lengths[:, None]
 
@@ -224,9 +226,7 @@ class SpeechEncoder(PreTrainedModel):
                 options[name] = value
         heard = None if self._has_fixed_window else attention_mask
         outputs = self._run_backbone(inputs, heard, options)
-        hidden_states, mask = self._adapt(outputs.last_hidden_state, heard)  # [B, T, D]
-        if self.projection is not None:
-            hidden_states = self.projection(hidden_states)  # [B, T, output_size]
+        hidden_states, mask = self.join(outputs.last_hidden_state, heard)  # [B, T, output_size]
         output = SpeechEncoderOutput(
             last_hidden_state=hidden_states,
             hidden_states=outputs.get("hidden_states"),
@@ -331,6 +331,21 @@ class SpeechEncoder(PreTrainedModel):
             masked = span_mask(bins, inputs.shape[channel_dim], feature_prob, width, least)  # [B, M]
             inputs = inputs.masked_fill(masked.unsqueeze(self.family.time_dim), 0)
         return inputs, {}
+
+    def join(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What follows the backbone: adapter and projection.
+
+        Args:
+            hidden_states: [B, T, D], the backbone's output.
+            attention_mask: [B, N], of the input.
+
+        Returns:
+            The encoder's output [B, T', output_size], and its mask, boolean [B, T'], or None.
+        """
+        hidden_states, mask = self._adapt(hidden_states, None if self._has_fixed_window else attention_mask)
+        return hidden_states if self.projection is None else self.projection(hidden_states), mask
 
     def _adapt(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None

@@ -401,14 +401,11 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
 
     def _ready_encoder_outputs(self, outputs: Any, attention_mask: torch.Tensor | None) -> SpeechEncoderOutput:
         """Given encoder outputs, of this encoder or of its bare backbone, in the form that the decoder reads."""
-        if isinstance(outputs, SpeechEncoderOutput) and (outputs.attention_mask is not None or attention_mask is None):
-            return outputs
         hidden_states = outputs[0]  # [B, T, D]
-        projection = self.encoder.projection
-        if projection is not None and hidden_states.shape[-1] == projection.in_features:
-            hidden_states = projection(hidden_states)
         mask = getattr(outputs, "attention_mask", None)
-        if mask is None and attention_mask is not None:
+        if not isinstance(outputs, SpeechEncoderOutput) and self._is_of_backbone(hidden_states):
+            hidden_states, mask = self.encoder.join(hidden_states, attention_mask)
+        elif mask is None:
             mask = self.encoder.output_mask(attention_mask, hidden_states.shape[1])
         return SpeechEncoderOutput(
             last_hidden_state=hidden_states,
@@ -416,6 +413,17 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             attentions=getattr(outputs, "attentions", None),
             attention_mask=mask,
         )
+
+    def _is_of_backbone(self, hidden_states: torch.Tensor) -> bool:
+        """Whether adapter and projection are still to come, told by the width."""
+        if self.encoder.projection is not None:
+            return hidden_states.shape[-1] == self.encoder.projection.in_features
+        if len(self.encoder.adapter) > 0:
+            raise ValueError(
+                "encoder_outputs may be the backbone's or the adapter's, which have one width: give the output of "
+                "model.get_encoder() as it is"
+            )
+        return False
 
     def _add_losses(
         self,

@@ -119,7 +119,7 @@ class MarianTextDecoder(MarianForCausalLM):
     """Marian's decoder with the output bias of its translation models, which `MarianForCausalLM` drops."""
 
     # Translation models do not store their positions, which are sines; nor does every one of them have a bias.
-    _keys_to_ignore_on_load_missing = [r"^final_logits_bias$", r"^model\.decoder\.embed_positions\.weight$"]
+    _keys_to_ignore_on_load_missing = [r"final_logits_bias$", r"model\.decoder\.embed_positions\.weight$"]
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(cast(Any, config))

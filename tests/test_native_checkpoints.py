@@ -14,14 +14,14 @@ from speechgraft import SpeechSeq2SeqConfig, SpeechSeq2SeqModel
 
 IDS = {"decoder_start_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "bos_token_id": 1}
 ENCODERS = ["wav2vec2", "wav2vec2-layer", "hubert", "hubert-layer"]
-DECODERS = ["bert", "gpt2", "bart", "mbart"]
+DECODERS = ["bert", "gpt2", "bart", "mbart", "marian"]
 PARTS = [(ENCODERS[0], name) for name in DECODERS] + [(name, "bert") for name in ENCODERS[1:]]
 TEXT = torch.tensor([[2, 7, 8, 9], [2, 9, 6, 10]])
 
 
 def native_model(encoder: str, decoder: str, projected: bool = True, **encoder_fields: Any) -> Any:
     """A `SpeechEncoderDecoderModel` whose two halves have different widths, or the same."""
-    width = "n_embd" if decoder == "gpt2" else "d_model" if decoder in ("bart", "mbart") else "hidden_size"
+    width = "n_embd" if decoder == "gpt2" else "d_model" if decoder in ("bart", "mbart", "marian") else "hidden_size"
     fields = {} if projected else {width: WIDTH}
     config = SpeechEncoderDecoderConfig.from_encoder_decoder_configs(
         encoder_config(encoder, **encoder_fields), decoder_config(decoder, **fields), **IDS
