@@ -55,18 +55,25 @@ def run(name: str, command: Callable[[], int], debug: bool = False) -> int:
 
 
 @contextmanager
-def explained(what: str = "", *also: type[Exception]) -> Iterator[None]:
-    """Around calls of the libraries that judge what the user gave: what they raise becomes a `CommandError`.
+def explained(what: str = "") -> Iterator[None]:
+    """Around calls of the libraries that judge what the user gave: whatever they raise becomes a `CommandError`.
 
     Args:
-        what: put before the message, such as the option or the file; nothing where the message names it already.
-        also: what else they may raise.
+        what: put before the message, such as the option or the file, where the message does not name it.
     """
     try:
         yield
-    except (ValueError, TypeError, OSError, ImportError, LookupError, RuntimeError, *also) as error:
-        message = one_line(error)
+    except CommandError:
+        raise
+    except Exception as error:
+        message = one_line(_told_by(error))
         raise CommandError(f"{what}: {message}" if what and what not in message else message) from error
+
+
+def _told_by(error: Exception) -> BaseException:
+    """The exception with the message to show: configurations wrap theirs in one that tells of validators."""
+    cause = error.__cause__
+    return cause if isinstance(cause, ValueError | TypeError) and not isinstance(error, ValueError) else error
 
 
 def one_line(error: BaseException) -> str:

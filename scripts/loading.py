@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
@@ -35,7 +34,7 @@ def load_model(
     """
     model_type = find_model_type(source)
     options = {"dtype": dtype, **fields} | ({} if attention is None else {"attn_implementation": attention})
-    with explained(source, SafetensorError, AssertionError):  # the latter: a PyTorch that knows no GPU
+    with explained(source):
         if model_type in OWN_MODEL_TYPES:
             model = SpeechSeq2SeqModel.from_pretrained(source, **options)
         else:

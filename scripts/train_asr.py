@@ -153,7 +153,7 @@ class TrainingParser(HfArgumentParser):
             for action in others:
                 action.help = argparse.SUPPRESS
         self.add_argument("--help", "-h", action="help", help="explain the options that most people need")
-        self.add_argument("--help_all", action=_HelpOnEverything, nargs=0, help="explain all options of Trainer too")
+        self.add_argument("--help_all", action=_HelpOnEverything, help="explain all options of Trainer too")
         self.epilog = "" if everything else _list_options(others)
         self._optionals.title = "training"
         self._action_groups.append(self._action_groups.pop(self._action_groups.index(self._optionals)))
@@ -165,7 +165,7 @@ class TrainingParser(HfArgumentParser):
     @property
     def names(self) -> set[str]:
         """The names of all options, which are the keys of a file."""
-        return {action.dest for action in self._actions} - {"help", "help_all"}
+        return {action.dest for action in self._actions} - {"help", argparse.SUPPRESS}
 
     def error(self, message: str) -> Any:
         """A wrong value is told as all mistakes are."""
@@ -186,6 +186,9 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _HelpOnEverything(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
     def __call__(self, *_: Any, **__: Any) -> None:
         TrainingParser(everything=True).print_help()
         sys.exit(DONE)
