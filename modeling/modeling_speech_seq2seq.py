@@ -291,7 +291,10 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
             decoder=copy.deepcopy(self.config.decoder),
             **{name: getattr(self.config, name) for name in TOKEN_IDS},
         )
+        shared = {part: part.config for part in (self.encoder.backbone, native_decoder)}
         native = SpeechEncoderDecoderModel(config, encoder=self.encoder.backbone, decoder=native_decoder)
+        for part, own_config in shared.items():  # the native class gave the modules copies: edits of ours must reach them
+            part.config = own_config
         if self.encoder.projection is not None:
             native.enc_to_dec_proj = self.encoder.projection
         native.generation_config = copy.deepcopy(self.generation_config)

@@ -1,0 +1,179 @@
+"""Generation of `SpeechSeq2SeqModel` and `SpeechEncoderDecoderModel` side by side, on the same random weights.
+
+    python benchmarks/decode_speech_seq2seq.py                     # greedy and beam 5, batch 1 and 8
+    python benchmarks/decode_speech_seq2seq.py --pairs large       # wav2vec2-large + bert-base: with a projection
+    python benchmarks/decode_speech_seq2seq.py --share             # what of a decode step is not matrix products
+
+Sizes are those of wav2vec2-base (or -large) and bert-base. Runs alternate between the two classes, so that a machine
+whose speed drifts slows both; medians and the ratio of medians are printed. Both must give the same tokens.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+from transformers import BertConfig, SpeechEncoderDecoderModel, Wav2Vec2Config
+
+from speechgraft import SpeechSeq2SeqConfig, SpeechSeq2SeqModel
+
+SAMPLING_RATE = 16_000  # Hz
+ENCODERS = {
+    "base": {},
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "conv_bias": True,
+    },
+}
+
+
+def build(encoder: str) -> tuple[SpeechSeq2SeqModel, SpeechEncoderDecoderModel]:
+    """Our model and the native one, sharing every weight."""
+    torch.manual_seed(0)
+    config = SpeechSeq2SeqConfig(
+        encoder=Wav2Vec2Config(**ENCODERS[encoder]),
+        decoder=BertConfig(),
+        decoder_start_token_id=101,
+        eos_token_id=102,
+        pad_token_id=0,
+    )
+    ours = SpeechSeq2SeqModel(config).eval()
+    native = ours.to_native().eval()
+    return ours, native
+
+
+def projections_and_masks(model: torch.nn.Module, generate: Callable[[], object]) -> tuple[int, int]:
+    """How often a call projects the encoder's output, and how often it works the mask out."""
+    counts = {"projections": 0, "masks": 0}
+    backbone = getattr(model.encoder, "backbone", model.encoder)
+    places = (getattr(model, "enc_to_dec_proj", None), getattr(model.encoder, "projection", None))
+    projection = next((place for place in places if place is not None), None)
+    mask = backbone._get_feature_vector_attention_mask
+
+    def counting_mask(*args, **kwargs):
+        counts["masks"] += 1
+        return mask(*args, **kwargs)
+
+    def count_projection(*_):
+        counts["projections"] += 1
+
+    hook = None if projection is None else projection.register_forward_hook(count_projection)
+    backbone._get_feature_vector_attention_mask = counting_mask
+    try:
+        generate()
+    finally:
+        del backbone._get_feature_vector_attention_mask
+        if hook is not None:
+            hook.remove()
+    return counts["projections"], counts["masks"]
+
+
+def interleaved(calls: dict[str, Callable[[], torch.Tensor]], rounds: int, label: str) -> dict[str, float]:
+    """Median seconds of each call, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in tqdm(range(rounds), desc=label, leave=False):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def compare(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
+    """Print one row for greedy and beam search at batch 1 and 8: medians, their ratio, and whether tokens agree."""
+    ours, native = build(encoder)
+    threads = torch.get_num_threads()
+    print(f"\nwav2vec2-{encoder} + bert-base, {seconds:g} s of audio, {tokens} tokens, {threads} threads")
+    print(f"{'':22}{'native s':>10}{'ours s':>10}{'ratio':>8}   projections, masks: native -> ours")
+    for beams in (1, 5):
+        for batch in (1, 8):
+            generator = torch.Generator().manual_seed(batch)
+            samples = int(seconds * SAMPLING_RATE)
+            audio = torch.randn(batch, samples, generator=generator)
+            mask = torch.ones(batch, samples, dtype=torch.long)
+            if batch > 1:
+                mask[1::2, samples * 3 // 4 :] = 0
+            settings = {"num_beams": beams, "min_new_tokens": tokens, "max_new_tokens": tokens, "max_length": None}
+
+            def run(model, audio=audio, mask=mask, settings=settings):
+                with torch.inference_mode():
+                    return model.generate(audio, attention_mask=mask, **settings)
+
+            same = torch.equal(run(ours), run(native))
+            counted = [projections_and_masks(model, lambda model=model: run(model)) for model in (native, ours)]
+            label = f"{'greedy' if beams == 1 else f'beam {beams}'}, batch {batch}"
+            median = interleaved({"native": lambda: run(native), "ours": lambda: run(ours)}, rounds, label)
+            print(
+                f"{label:22}{median['native']:10.3f}{median['ours']:10.3f}{median['native'] / median['ours']:8.2f}"
+                f"   {counted[0]} -> {counted[1]}   {'same tokens' if same else 'TOKENS DIFFER'}"
+            )
+
+
+class _TimedProducts(TorchDispatchMode):
+    """Adds up the time inside matrix products of one step."""
+
+    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_dot_product_flash_attention_for_cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        start = time.perf_counter()
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self.PRODUCTS:
+            self.seconds += time.perf_counter() - start
+        return result
+
+
+def share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
+    """Print the share of a greedy decode step that is not the decoder's own matrix products and attention."""
+    ours, _ = build(encoder)
+    audio = torch.randn(1, int(seconds * SAMPLING_RATE))
+    with torch.inference_mode():
+        encoded = ours.get_encoder()(input_values=audio)
+        settings = {"min_new_tokens": tokens, "max_new_tokens": tokens, "max_length": None}
+
+        def run():
+            return ours.generate(encoder_outputs=encoded, **settings)
+
+        run()
+        steps = statistics.median(_seconds(run) for _ in range(rounds)) / tokens
+        with _TimedProducts() as products:
+            run()
+    spent = products.seconds / tokens
+    print(f"\ndecode step of bert-base: {steps * 1e3:.1f} ms, of which {spent * 1e3:.1f} ms in matrix products and")
+    print(f"attention; {max(0.0, 1 - spent / steps):.0%} is everything else (norms, cache, sampling, Python)")
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Read the options and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of the audio")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5, help="timed runs of each class")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--share", action="store_true", help="only print what a decode step is made of")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for encoder in ["base"] if args.share else args.pairs:
+        (share if args.share else compare)(encoder, args.seconds, args.tokens, args.rounds)
+
+
+if __name__ == "__main__":
+    main()
