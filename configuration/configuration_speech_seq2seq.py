@@ -33,7 +33,7 @@ FOREIGN_KEYS = {
     "transformers_weights",
     "use_cache",
     "vocab_size",
-} | set(GenerationConfig().to_dict())
+}
 TOKEN_ID_KEYS = {"bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id"}
 
 # Strides of the convolutions of backbones that have no setting for them.
@@ -50,15 +50,28 @@ SPEC_AUGMENT_DEFAULTS = {
 }
 
 
-def refuse_unknown_keys(config: PreTrainedConfig, keys: set[str]) -> None:
+def refuse_unknown_keys(config_class: type[PreTrainedConfig], keys: set[str]) -> None:
     """Raise for keys that no field, property or part of Transformers reads, instead of storing a typing error."""
-    unknown = sorted(key for key in keys - FOREIGN_KEYS - TOKEN_ID_KEYS if not key.startswith("_"))
+    unknown = _unknown_keys(config_class, keys)
     if not unknown:
         return
-    known = [field.name for field in fields(config)]
-    hints = {key: difflib.get_close_matches(key, known, n=1) for key in unknown}
-    told = ", ".join(f"{key!r}" + (f" (did you mean {hint[0]!r}?)" if hint else "") for key, hint in hints.items())
-    raise ValueError(f"{type(config).__name__} does not know {told}. Its fields are: {', '.join(sorted(known))}")
+    known = sorted({field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)})
+    told = []
+    for key in unknown:
+        close = difflib.get_close_matches(key, known, n=1)
+        if key in GenerationConfig().to_dict():
+            told.append(f"{key!r} (it belongs to generation_config)")
+        else:
+            told.append(f"{key!r}" + (f" (did you mean {close[0]!r}?)" if close else ""))
+    raise ValueError(
+        f"{config_class.__name__} does not know {', '.join(told)}. Its fields are: {', '.join(known)}. If this comes "
+        "from a saved file, a newer version wrote it: pip install --upgrade speechgraft transformers"
+    )
+
+
+def _unknown_keys(config_class: type[PreTrainedConfig], keys: set[str]) -> list[str]:
+    known = FOREIGN_KEYS | TOKEN_ID_KEYS | {field.name for field in fields(config_class)}
+    return sorted(key for key in keys - known if not key.startswith("_"))
 
 
 @strict
@@ -109,7 +122,7 @@ class SpeechEncoderConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)
-        refuse_unknown_keys(self, set(kwargs))
+        refuse_unknown_keys(type(self), set(kwargs))
         if "attn_implementation" not in kwargs:  # or the parts of ready modules would forget theirs
             kwargs["attn_implementation"] = self._attention_of_parts()
         super().__post_init__(**kwargs)
@@ -265,9 +278,12 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
         """As in Transformers, but a `SpeechEncoderDecoderModel` folder reads as one of ours."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") == NATIVE_MODEL_TYPE:
-            config_dict = {**config_dict, "model_type": cls.model_type}
-            for key in ("architectures", "encoder_hidden_size"):
-                config_dict.pop(key, None)
+            # There every key is accepted, and most of what people set has no effect; generation settings do, and are
+            # read from the same file by GenerationConfig.
+            ignored = {"architectures", *_unknown_keys(cls, set(config_dict))}
+            ignored |= {key for key in TOKEN_ID_KEYS if config_dict.get(key) is None}  # its decoder knows better
+            config_dict = {key: value for key, value in config_dict.items() if key not in ignored}
+            config_dict["model_type"] = cls.model_type
         return config_dict, kwargs
 
     @property
