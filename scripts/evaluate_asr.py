@@ -33,9 +33,10 @@ exit status: 0 all recordings count; 1 some could not be used: each is reported,
 measured (a wrong option, no such model or data)
 
 examples:
-  speechgraft evaluate-asr recordings/validation --model my-model
-  speechgraft evaluate-asr test.csv --model my-model --num-beams 1 5 --output results.json
-  speechgraft evaluate-asr openslr/librispeech_asr --dataset-name clean --split test --streaming --model my-model"""
+  speechgraft evaluate-asr --data recordings/validation --model my-model
+  speechgraft evaluate-asr --data test.csv --model my-model --num-beams 1 5 --output results.json
+  speechgraft evaluate-asr --data openslr/librispeech_asr --dataset-name clean --split test --streaming \\
+      --model my-model"""
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ class Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `speechgraft evaluate-asr`."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument(
-        "data",
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        required=True,
         metavar="DATA",
         help="recordings with transcripts: a folder with metadata.csv, a CSV/TSV/JSONL manifest, or a data set id",
     )
-    data = parser.add_argument_group("data")
     data.add_argument("--split", help="which split of the data, such as validation or 'test[:100]'")
     data.add_argument("--dataset-name", metavar="NAME", help="configuration of a data set, such as its language")
     data.add_argument("--audio-column", metavar="NAME", help="column of the recordings (default: the usual names)")

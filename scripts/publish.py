@@ -15,7 +15,7 @@ EPILOG = """\
 exit status: 0 published; 2 not published, with the reason
 
 examples:
-  speechgraft evaluate-asr recordings/test --model my-model --output results.json
+  speechgraft evaluate-asr --data recordings/test --model my-model --output results.json
   speechgraft publish my-model to-share --metrics results.json
   speechgraft publish my-model to-share --metrics results.json --push-to my-name/my-model"""
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,20 @@ def test_the_modules_run_as_the_command_does_for_launchers(words, told, tmp_path
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == (2 if "missing" in told else 0)
     assert told in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_about_commands_explains_every_option(command, repository):
+    page = (repository / "docs" / "commands.md").read_text()
+    section = page.split(f"\n## {command}\n")[1].split("\n## ")[0]
+    if command == TRAINING:
+        from speechgraft.scripts.train_asr import DataArguments, ModelArguments
+
+        options = {f"--{option.name}" for kind in (ModelArguments, DataArguments) for option in fields(kind)}
+    else:
+        (subparsers,) = (action for action in make_parser(command)._actions if action.dest == "command")
+        options = {
+            name for action in dict(subparsers.choices or {})[command]._actions for name in action.option_strings
+        }
+    missing = [option for option in options - {"-h", "--help", "--debug"} if f"`{option}" not in section]
+    assert missing == []

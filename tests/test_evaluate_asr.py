@@ -43,7 +43,7 @@ def hypotheses(model: str, clips: Path, num_beams: int) -> list[str]:
 @pytest.mark.parametrize("more", [[], ["--streaming"], ["--batch-size", "2"]])
 def test_rates_are_those_that_jiwer_counts_for_greedy_and_for_beams(more, model, clips, tmp_path, capsys):
     output = tmp_path / "results.json"
-    assert evaluate(clips, "--model", model, "--num-beams", 1, 3, "--output", output, *more) == 0
+    assert evaluate("--data", clips, "--model", model, "--num-beams", 1, 3, "--output", output, *more) == 0
     document = json.loads(output.read_text())
     references = TRANSCRIPTS[:5]
     for result, num_beams in zip(document["results"], (1, 3), strict=True):
@@ -64,7 +64,7 @@ def test_rates_are_those_that_jiwer_counts_for_greedy_and_for_beams(more, model,
 
 
 def test_the_worst_utterances_are_shown_with_what_was_said_and_heard(model, clips, capsys):
-    assert evaluate(clips, "--model", model, "--worst", 2) == 0
+    assert evaluate("--data", clips, "--model", model, "--worst", 2) == 0
     table = capsys.readouterr().out.split("most errors, greedy\n")[1].splitlines()
     assert len(table) == 1 + 2 * 3
     errors = [int(line.split()[0]) for line in table[1::3]]
@@ -74,7 +74,7 @@ def test_the_worst_utterances_are_shown_with_what_was_said_and_heard(model, clip
 
 def test_a_csv_has_a_line_for_each_utterance_and_search(model, clips, tmp_path):
     output = tmp_path / "results.csv"
-    assert evaluate(clips, "--model", model, "--num-beams", 1, 2, "--output", output) == 0
+    assert evaluate("--data", clips, "--model", model, "--num-beams", 1, 2, "--output", output) == 0
     rows = list(csv.DictReader(output.open()))
     assert [row["num_beams"] for row in rows] == ["1"] * 5 + ["2"] * 5
     assert {Path(row["file"]).name for row in rows} == {f"clip{index}.wav" for index in range(5)}
@@ -83,12 +83,15 @@ def test_a_csv_has_a_line_for_each_utterance_and_search(model, clips, tmp_path):
 def test_the_normalizer_decides_what_is_an_error(tmp_path, capsys):
     model = save_native(tmp_path / "native")
     clips = save_clips(tmp_path / "clips", 1)
-    assert evaluate(clips, "--model", model, "--output", tmp_path / "heard.json") == 0
+    assert evaluate("--data", clips, "--model", model, "--output", tmp_path / "heard.json") == 0
     heard = json.loads((tmp_path / "heard.json").read_text())["utterances"][0]["hypothesis"]
     (clips / "metadata.csv").write_text(f"file_name,text\nclip0.wav,{heard.upper()}!\n")
     rates = {}
     for normalizer in ("basic", "none"):
-        assert evaluate(clips, "--model", model, "--normalizer", normalizer, "--output", tmp_path / "r.json") == 0
+        assert (
+            evaluate("--data", clips, "--model", model, "--normalizer", normalizer, "--output", tmp_path / "r.json")
+            == 0
+        )
         rates[normalizer] = json.loads((tmp_path / "r.json").read_text())["results"][0]["wer"]
     assert rates["basic"] == 0 and rates["none"] == 1
 
@@ -100,7 +103,7 @@ def test_what_cannot_be_used_is_told_once_and_does_not_count(model, tmp_path, ca
     lines += [f"{path},hello" for path in bad.values()]
     (clips / "metadata.csv").write_text("\n".join(lines) + "\n")
     output = tmp_path / "results.json"
-    assert evaluate(clips, "--model", model, "--num-beams", 1, 2, "--output", output) == 1
+    assert evaluate("--data", clips, "--model", model, "--num-beams", 1, 2, "--output", output) == 1
     document = json.loads(output.read_text())
     assert [result["utterances"] for result in document["results"]] == [2, 2]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped: ")]
@@ -112,13 +115,16 @@ def test_what_cannot_be_used_is_told_once_and_does_not_count(model, tmp_path, ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{tmp}/none"], "{tmp}/none: no such file or folder"),
-        (["{clips}", "--text-column", "words"], "no text column (looked for words)"),
-        (["{clips}", "--output", "{tmp}/results.txt"], "--output {tmp}/results.txt: the name ends in .json or .csv"),
-        (["{clips}", "--output", "{tmp}/none/results.csv"], "no such folder {tmp}/none"),
-        (["{clips}", "--model", "{tmp}/none"], "{tmp}/none: no such model folder"),
-        (["{broken}"], "{broken} line 2: not JSON"),
-        (["{silent}"], "{silent}: none of the recordings can be used"),
+        (["--data", "{tmp}/none"], "{tmp}/none: no such file or folder"),
+        (["--data", "{clips}", "--text-column", "words"], "no text column (looked for words)"),
+        (
+            ["--data", "{clips}", "--output", "{tmp}/results.txt"],
+            "--output {tmp}/results.txt: the name ends in .json or .csv",
+        ),
+        (["--data", "{clips}", "--output", "{tmp}/none/results.csv"], "no such folder {tmp}/none"),
+        (["--data", "{clips}", "--model", "{tmp}/none"], "{tmp}/none: no such model folder"),
+        (["--data", "{broken}"], "{broken} line 2: not JSON"),
+        (["--data", "{silent}"], "{silent}: none of the recordings can be used"),
     ],
 )
 def test_a_usage_mistake_is_one_line_with_status_2(words, message, model, clips, tmp_path, capsys):
