@@ -21,17 +21,17 @@ from transformers import (
     Speech2TextConfig,
     Speech2TextFeatureExtractor,
 )
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_speech_seq2seq import SpeechEncoderConfig
 from .modeling_speech_encoder import SpeechEncoder
 from .sequence_losses import ctc_loss, normalizer
 
 MEL_BINS = 40
-WIDTH = 144
+WIDTH = 128
 MAX_FEATURE_FRAMES = 1_000  # of 10 ms
 MAX_TOKENS = 64
-VOCABULARY_SIZE = 400  # most WordPiece tokens to learn
+VOCABULARY_SIZE = 1_000  # most WordPiece tokens to learn: enough for every word of the corpus to be whole
 # Spans of the input that are silenced in training: without them the encoder learns its few speakers by heart.
 SPEC_AUGMENT = {
     "apply_spec_augment": True,
@@ -65,7 +65,7 @@ def make_text_decoder(tokenizer: BertTokenizer) -> BertLMHeadModel:
         num_attention_heads=4,
         intermediate_size=2 * WIDTH,
         max_position_embeddings=MAX_TOKENS,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=cast(int, tokenizer.pad_token_id),
         is_decoder=True,
     )
     return BertLMHeadModel(config)
@@ -100,7 +100,9 @@ class CtcPretrainingModel(nn.Module):
         super().__init__()
         backbone_config = Speech2TextConfig(
             d_model=WIDTH,
-            encoder_layers=3,
+            num_conv_layers=3,  # one frame every 80 ms is enough for words, and quick to train on
+            conv_kernel_sizes=[5, 5, 5],
+            encoder_layers=2,
             encoder_attention_heads=4,
             encoder_ffn_dim=2 * WIDTH,
             conv_channels=128,
@@ -108,9 +110,8 @@ class CtcPretrainingModel(nn.Module):
             max_source_positions=MAX_FEATURE_FRAMES,
             activation_function="gelu",
         )
-        # The projection that a SpeechEncoder has for cross-attention is the CTC head here.
-        config = SpeechEncoderConfig(encoder=backbone_config, **SPEC_AUGMENT)
-        self.encoder = SpeechEncoder(config, output_size=vocabulary_size)
+        self.encoder = SpeechEncoder(SpeechEncoderConfig(encoder=backbone_config, **SPEC_AUGMENT))
+        self.ctc_head = nn.Linear(WIDTH, vocabulary_size)
         self.blank_token_id = blank_token_id
 
     @property
@@ -132,7 +133,7 @@ class CtcPretrainingModel(nn.Module):
     ) -> CtcPretrainingOutput:
         """Features [B, F, M] and labels [B, S] (-100 where padded, no end token) to the CTC loss."""
         encoded = self.encoder(input_features=input_features, attention_mask=attention_mask)
-        logits, mask = encoded.last_hidden_state, encoded.attention_mask  # [B, T, V], [B, T]
+        logits, mask = self.ctc_head(encoded.last_hidden_state), encoded.attention_mask  # [B, T, V], [B, T]
         loss = None
         if labels is not None:
             divisor = normalizer(labels, num_items_in_batch)

@@ -1,7 +1,7 @@
 """Speech from text with espeak-ng, offline: for demonstrations, tests and timing references.
 
-The synthesiser is the C library of the PyPI package `espeakng-loader`, called through ctypes. It sounds robotic, but it
-is quick (hundreds of times faster than real time), has many voices, and tells when each word starts.
+The synthesiser is the C library of the PyPI package `espeakng-loader`, called through ctypes. It sounds robotic, but
+it is quick (hundreds of times faster than real time), has many voices, and tells when each word starts.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class EspeakSynthesizer:
 
     Each object loads a private copy of the library, because espeak-ng keeps its state in C globals: the phase of its
     oscillators and its random numbers run on from one utterance to the next. With a private copy the first utterance
-    always starts from the same state, so the same list of texts and voices gives the same samples, bit for bit, and two
-    objects do not disturb each other. One object must not be used from two threads at once.
+    always starts from the same state, so the same list of texts and voices gives the same samples, bit for bit, and
+    two objects do not disturb each other. One object must not be used from two threads at once.
 
     Use it as a context manager, or call `close()`: it owns a temporary folder.
 
@@ -286,10 +286,19 @@ def _words(text: str, boundaries: list[_Boundary], sampling_rate: int) -> tuple[
     return tuple(words.values())
 
 
-def _installed_espeak() -> tuple[Path, Path]:
-    """Where the library and its voice data are."""
+def require_espeak() -> None:
+    """Check before a long run that it will be able to speak.
+
+    Raises:
+        EspeakNotInstalledError: `espeakng-loader` is missing.
+    """
     if importlib.util.find_spec("espeakng_loader") is None:
         raise EspeakNotInstalledError(f"speaking needs espeak-ng, which is not installed: {INSTALL_HINT}")
+
+
+def _installed_espeak() -> tuple[Path, Path]:
+    """Where the library and its voice data are."""
+    require_espeak()
     import espeakng_loader
 
     return Path(espeakng_loader.get_library_path()), Path(espeakng_loader.get_data_path())

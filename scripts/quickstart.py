@@ -1,13 +1,39 @@
 """`speechgraft quickstart`: a whole project in a few minutes on a laptop, with nothing to download."""
 
 import argparse
-import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
+
+from ..modeling.speech_figures import FiguresNotInstalledError, require_matplotlib
+from ..processing.espeak_speech import INSTALL_HINT, EspeakError, require_espeak
+from .common import DONE, CommandError, positive
 
 DESCRIPTION = """\
-Build a speech recogniser from nothing, on this machine, in a few minutes: speak a corpus with espeak-ng, pretrain a
-small speech encoder and a small BERT, graft them together, fine-tune, measure the word error rate on sentences and
-voices that were never trained on, save, reload and transcribe. Needs: pip install "speechgraft[quickstart]"."""
+Build a speech recogniser from nothing, on this machine, in minutes: speak a corpus with espeak-ng, pretrain a small
+speech encoder and a small BERT, graft them together, fine-tune, measure the word error rate on sentences and voices
+that were never trained on, save, reload, transcribe, and draw what the model listened to.
+Needs: pip install "speechgraft[quickstart]"."""
+
+
+def _count(default: int, meaning: str) -> Any:
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class QuickstartOptions:
+    """What the recipe can be asked; the command has an option for each field."""
+
+    output_dir: Path = Path("quickstart-asr")
+    seed: int = 0
+    train_clips: int = _count(3000, "clips to speak for training")
+    held_out_clips: int = _count(200, "clips to speak for the test")
+    encoder_steps: int = _count(1200, "optimiser steps that pretrain the speech encoder")
+    decoder_steps: int = _count(300, "optimiser steps that pretrain the text decoder")
+    steps: int = _count(1000, "optimiser steps that fine-tune the grafted model")
+    batch_size: int = _count(8, "clips in one optimiser step")
+    num_beams: int = _count(5, "hypotheses that beam search follows")
+    show: int = _count(5, "held-out clips to write, transcribe and print")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,47 +42,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir",
         type=Path,
-        default=Path("quickstart-asr"),
-        help="folder for the model, the pictures and some clips (default: %(default)s)",
+        default=QuickstartOptions.output_dir,
+        metavar="FOLDER",
+        help="where the model, the pictures and some clips go (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the corpus and of training (default: %(default)s)")
-    sizes = {
-        "--train-clips": (3000, "clips to speak for training"),
-        "--held-out-clips": (200, "clips to speak for the test"),
-        "--encoder-steps": (700, "optimiser steps that pretrain the speech encoder"),
-        "--decoder-steps": (300, "optimiser steps that pretrain the text decoder"),
-        "--steps": (800, "optimiser steps that fine-tune the grafted model"),
-        "--batch-size": (16, "clips in one optimiser step"),
-        "--num-beams": (5, "beams of the beam search"),
-        "--show": (5, "held-out clips to transcribe and print"),
-    }
-    for name, (default, what) in sizes.items():
-        parser.add_argument(name, type=_positive, default=default, metavar="N", help=f"{what} (default: {default})")
-
-
-def _positive(value: str) -> int:
-    number = int(value)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    parser.add_argument(
+        "--seed", type=int, default=QuickstartOptions.seed, help="of the corpus and of training (default: %(default)s)"
+    )
+    for option in fields(QuickstartOptions):
+        if meaning := option.metadata.get("help"):
+            parser.add_argument(
+                "--" + option.name.replace("_", "-"),
+                type=positive,
+                default=option.default,
+                metavar="N",
+                help=f"{meaning} (default: %(default)s)",
+            )
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the recipe; returns the exit code."""
-    from ..modeling.speech_figures import FiguresNotInstalledError, require_matplotlib
-    from ..processing.espeak_speech import INSTALL_HINT, EspeakError, require_espeak
-
-    try:
+    """Run the recipe; returns the exit status."""
+    try:  # before PyTorch loads, and minutes before the pictures are drawn
         require_espeak()
         require_matplotlib()
     except EspeakError as error:
-        print(f"speechgraft quickstart: {error}", file=sys.stderr)
-        return 1
-    except FiguresNotInstalledError:
-        print(f"speechgraft quickstart: pictures need matplotlib: {INSTALL_HINT}", file=sys.stderr)
-        return 1
-    # After the check: a missing extra should be told at once, not when PyTorch has loaded.
-    from .quickstart_recipe import QuickstartOptions, run_quickstart
+        raise CommandError(str(error)) from error
+    except FiguresNotInstalledError as error:
+        raise CommandError(f"pictures need matplotlib, which is not installed: {INSTALL_HINT}") from error
+    try:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"--output-dir {args.output_dir}: {error.strerror}") from error
 
-    run_quickstart(QuickstartOptions(**{name: getattr(args, name) for name in QuickstartOptions.names()}))
-    return 0
+    from .quickstart_recipe import run_quickstart
+
+    run_quickstart(
+        QuickstartOptions(**{option.name: getattr(args, option.name) for option in fields(QuickstartOptions)})
+    )
+    return DONE

@@ -4,11 +4,11 @@ Made to be read as well as run: `graft` and `fine_tune` are what any fine-tuning
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import soundfile
 import torch
@@ -19,7 +19,6 @@ from transformers import (
     BertTokenizer,
     Seq2SeqTrainingArguments,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_callback import ProgressCallback
@@ -41,33 +40,13 @@ from ..processing.espeak_speech import SpokenUtterance
 from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor, pad_labels
 from ..processing.quickstart_corpus import draw_sentences, speak_held_out_clips, speak_training_clips
 from ..processing.speech_metrics import make_compute_metrics
+from .quickstart import QuickstartOptions
 
 CTC_WEIGHT = 0.3
 TEXT_ONLY_SENTENCES = 5_000
 LOGGING_STEPS = 10
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class QuickstartOptions:
-    """What `speechgraft quickstart` can be asked; the command's help tells the meaning of each."""
-
-    output_dir: Path = Path("quickstart-asr")
-    seed: int = 0
-    train_clips: int = 3000
-    held_out_clips: int = 200
-    encoder_steps: int = 700
-    decoder_steps: int = 300
-    steps: int = 800
-    batch_size: int = 16
-    num_beams: int = 5
-    show: int = 5
-
-    @classmethod
-    def names(cls) -> list[str]:
-        """The options' names."""
-        return [option.name for option in fields(cls)]
 
 
 @dataclass
@@ -184,7 +163,7 @@ def pretrain_encoder(
 
     tokenizer = processor.tokenizer
     model = CtcPretrainingModel(len(tokenizer), tokenizer.pad_token_id)
-    arguments = TrainingArguments(**common_arguments(folder, options, options.encoder_steps, 2e-3))
+    arguments = training_arguments(folder, options, options.encoder_steps, 2e-3)
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=rows, processing_class=processor)  # type: ignore[arg-type]
     show_progress(trainer, "CTC")
     trainer.train()
@@ -204,9 +183,7 @@ def pretrain_decoder(
         return {**encoded, "labels": labels}
 
     model = make_text_decoder(tokenizer)
-    arguments = TrainingArguments(
-        **common_arguments(folder, options, options.decoder_steps, 2e-3) | {"train_sampling_strategy": "random"}
-    )
+    arguments = training_arguments(folder, options, options.decoder_steps, 2e-3, train_sampling_strategy="random")
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=sentences)  # type: ignore[arg-type]
     show_progress(trainer, "next token")
     trainer.train()
@@ -235,8 +212,11 @@ def make_trainer(
     """The Trainer that fine-tunes the model, and decodes the held-out clips when it evaluates."""
     trainer = SpeechSeq2SeqTrainer(
         model,
-        Seq2SeqTrainingArguments(
-            **common_arguments(options.output_dir, options, options.steps, 1e-3),
+        training_arguments(
+            options.output_dir,
+            options,
+            options.steps,
+            1e-3,
             per_device_eval_batch_size=50,
             predict_with_generate=True,
         ),
@@ -250,9 +230,11 @@ def make_trainer(
     return trainer
 
 
-def common_arguments(folder: Path, options: QuickstartOptions, steps: int, learning_rate: float) -> dict[str, Any]:
-    """Training arguments that all three runs share."""
-    return {
+def training_arguments(
+    folder: Path, options: QuickstartOptions, steps: int, learning_rate: float, **more: Any
+) -> Seq2SeqTrainingArguments:
+    """What the three training runs share, and `more` for one of them."""
+    shared: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": steps,
         "per_device_train_batch_size": options.batch_size,
@@ -268,6 +250,7 @@ def common_arguments(folder: Path, options: QuickstartOptions, steps: int, learn
         "disable_tqdm": False,
         "seed": options.seed,
     }
+    return Seq2SeqTrainingArguments(**{**shared, **more})
 
 
 class _LossOnTheBar(ProgressCallback):
@@ -333,14 +316,12 @@ def draw_cross_attention(
     """Draw what the last decoder layer listened to for each token of its own transcript of a clip."""
     model.eval()
     inputs = processor(audio=[clip.audio], sampling_rate=clip.sampling_rate, return_tensors="pt")
-    token_ids = model.generate(**inputs, num_beams=1)  # [1, S + 1], from the start token
+    token_ids = cast(Any, model).generate(**inputs, num_beams=1)  # [1, S + 1], from the start token
     outputs = model(**inputs, decoder_input_ids=token_ids[:, :-1], output_attentions=True)
     attention = outputs.cross_attentions[-1][0].mean(dim=0)  # [S, T]
     tokens = processor.tokenizer.convert_ids_to_tokens(token_ids[0, 1:])
     words = [(word.text, word.start_s) for word in clip.words]
-    plot_cross_attention(
-        attention.numpy(), tokens, clip.duration_s, path, f"{clip.voice.name}: {clip.text}", words
-    )
+    plot_cross_attention(attention.numpy(), tokens, clip.duration_s, path, f"{clip.voice.name}: {clip.text}", words)
 
 
 def print_summary(result: QuickstartResult, options: QuickstartOptions) -> None:
