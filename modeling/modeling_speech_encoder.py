@@ -166,7 +166,8 @@ class SpeechEncoder(PreTrainedModel):
 
     def _find_least_input(self) -> int:
         lengths = torch.arange(1, 16_000, device="cpu")  # on it even where the weights are placeholders
-        frames = int(getattr(self.config.encoder, self.family.least_frames or "", 1))
+        least = self.family.least_frames
+        frames = getattr(self.config.encoder, least) if isinstance(least, str) else least
         enough = (self.family.output_lengths(self.backbone, lengths) >= frames) & (self.output_lengths(lengths) >= 1)
         return int(lengths[enough][0])
 

@@ -86,8 +86,8 @@ class SpeechEncoderFamily:
         fixed_input_window: whether the family was trained on a window that every input must fill.
         hidden_lengths: like `output_lengths`, of the frames that SpecAugment masks inside the backbone; also for an
             integer, from which a compiled graph takes the shape of the mask.
-        least_frames: name of the configuration's field that says how many frames the backbone needs, where one does
-            not do.
+        least_frames: how many frames the backbone needs, or name of the configuration's field that says so. Batch
+            norm needs two, or a batch of one short clip would have no variance.
         leaking_convolutions: convolutions through which Transformers lets padding leak into real frames: pattern of
             their names, lengths of their input. The padding there is set to zero, as is what lies beyond the edge of
             a clip that stands alone.
@@ -105,7 +105,7 @@ class SpeechEncoderFamily:
     feature_encoder: tuple[str, ...] = ("feature_extractor",)
     fixed_input_window: bool = False
     hidden_lengths: Callable[[PreTrainedModel, Any], Any] | None = None
-    least_frames: str | None = None
+    least_frames: int | str = 1
     leaking_convolutions: tuple[tuple[str, Lengths], ...] = ()
     unused: tuple[str, ...] = ()
 
@@ -160,6 +160,7 @@ SPEECH_ENCODER_FAMILIES = (
         ("wav2vec2-conformer",),
         output_lengths=_lengths,
         hidden_lengths=_hidden_lengths,
+        least_frames=2,
         leaking_convolutions=((r"conv_module\.depthwise_conv$", _hidden_lengths),),
         unused=("encoder.pos_conv_embed",),
     ),
@@ -223,6 +224,7 @@ SPEECH_ENCODER_FAMILIES = (
         checkpoint_renames=((r"^encoder\.", ""),),
         mask_place="features",
         feature_encoder=("subsampling",),
+        least_frames=2,
     ),
 )
 

@@ -13,7 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig, make_cross_attending_decoder
+from ..configuration.configuration_speech_seq2seq import (
+    SPEC_AUGMENT_DEFAULTS,
+    SpeechSeq2SeqConfig,
+    make_cross_attending_decoder,
+)
 from .speech_encoders import speech_encoder_config, speech_encoder_family
 from .text_decoders import text_decoder_family
 
@@ -140,6 +144,9 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 def _load_encoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     config = _configure(source, options[side], options["hub"][side], speech_encoder_config)
+    for name in SPEC_AUGMENT_DEFAULTS.keys() & options["fields"].keys():
+        if hasattr(config, name):  # before loading: whether the backbone has a mask embedding depends on these
+            setattr(config, name, options["fields"][name])
     family = speech_encoder_family(config)
     model, info = _load(family.backbone_class(config), source, side, config, options, dict(family.checkpoint_renames))
     lost = [key for key in info["missing_keys"] if not OPTIONAL_IN_ENCODER.match(key)]
