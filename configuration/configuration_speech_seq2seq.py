@@ -11,6 +11,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .published_code import PublishesItsCode
+
 NATIVE_MODEL_TYPE = "speech-encoder-decoder"
 
 # Keys that Transformers itself, or older versions of it, write into a config.json beside the declared fields.
@@ -75,7 +77,7 @@ def _unknown_keys(config_class: type[PreTrainedConfig], keys: set[str]) -> list[
 
 
 @strict
-class SpeechEncoderConfig(PreTrainedConfig):
+class SpeechEncoderConfig(PublishesItsCode, PreTrainedConfig):
     """A pretrained speech encoder and what is done to its input and output.
 
     Args:
@@ -104,6 +106,7 @@ class SpeechEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "speech_encoder"
+    published_as = ("AutoConfig",)
     sub_configs_defaults = {"encoder": SubConfigSpec(config_class=AutoConfig, model_type="wav2vec2")}
 
     encoder: PreTrainedConfig | dict | None = None

@@ -6,7 +6,8 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 
 import copy
 import inspect
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -30,7 +31,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MA
 from transformers.utils import logging
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
+from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
+from .publishing import publish_pretrained
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family
 from .warm_start import warm_start
@@ -63,7 +66,7 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
     encoder_attention_mask: torch.Tensor | None = None
 
 
-class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
+class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
     """A speech encoder and a text decoder, joined by cross-attention.
 
     Build one from checkpoints with `from_encoder_decoder_pretrained`, or load a trained one, of this class or of
@@ -80,6 +83,7 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
 
     config: SpeechSeq2SeqConfig
     base_model_prefix = "speech_seq2seq"
+    published_as = ("AutoModel", "AutoModelForSpeechSeq2Seq")
     main_input_name = "input_values"
     input_modalities = "audio"
     accepts_loss_kwargs = True
@@ -266,6 +270,30 @@ class SpeechSeq2SeqModel(PreTrainedModel, GenerationMixin):
         self.agree_on_token_ids()
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def published_classes(self) -> list[type]:
+        """The model's class and its configuration's."""
+        return [type(self.config), type(self)]
+
+    def push_to_hub(  # type: ignore[override]
+        self, repo_id: str, processor: Any = None, metrics: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> str:
+        """Publish on the hub: weights, code, processor and a model card.
+
+        Args:
+            repo_id: repository, created where it does not exist. Its model card, if there is one, is kept.
+            processor: the model's processor.
+            metrics: what was measured, for the card; see `publishing.publish_pretrained`.
+            kwargs: as in Transformers: `private`, `token`, `revision`, `create_pr`, `commit_message`, `tags`,
+                `max_shard_size`.
+
+        Returns:
+            Address of the commit.
+        """
+        upload_arguments = {name: kwargs.pop(name) for name in UPLOAD_ARGUMENTS if name in kwargs}
+        with tempfile.TemporaryDirectory() as folder:
+            publish_pretrained(self, folder, processor, metrics, name=repo_id, **kwargs)
+            return upload(folder, repo_id, **upload_arguments)
 
     def to_native(self) -> SpeechEncoderDecoderModel:
         """The same weights as a `SpeechEncoderDecoderModel`, for people without this package.

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from typing_extensions import Unpack
 
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
+from ..configuration.published_code import PublishesItsCode
 from .audio_files import load_audio, source_name
 
 logger = logging.get_logger(__name__)
@@ -39,7 +40,7 @@ class SpeechSeq2SeqProcessorKwargs(ProcessingKwargs, AudioKwargs, total=False):
     """What a call takes, for type checkers: settings of audio, or `audio_kwargs` and `text_kwargs` of their own."""
 
 
-class SpeechSeq2SeqProcessor(ProcessorMixin):
+class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
     """Feature extractor and tokenizer of a `SpeechSeq2SeqModel`, saved and loaded as one.
 
     Args:
@@ -54,6 +55,9 @@ class SpeechSeq2SeqProcessor(ProcessorMixin):
     Raises:
         ValueError: `fixed_input_window` is True for an extractor that has no window.
     """
+
+    published_as = ("AutoProcessor",)
+    published_in = "processor_config.json"
 
     def __init__(self, feature_extractor, tokenizer, decoder_prompt_token_ids=None, fixed_input_window=None):
         super().__init__(feature_extractor, tokenizer)
