@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,6 +47,8 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (see `common`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if not sys.stderr.isatty():  # the bars of loading and saving, which Transformers reads when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not words:
         make_parser().print_help(sys.stderr)
         return MISUSED

@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processor", metavar="FOLDER", help="its feature extractor and tokenizer, if they lie elsewhere"
     )
     parser.add_argument(
-        "--metrics", type=Path, metavar="FILE", help="what `speechgraft evaluate-asr --output FILE.json` measured"
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="what was measured, for the model card: what `speechgraft evaluate-asr --output FILE.json` wrote, or the "
+        "eval_results.json of a training",
     )
     parser.add_argument(
         "--push-to", metavar="REPO", help="then upload to this repository of the hub, such as me/my-model"
@@ -44,21 +48,23 @@ def main(args: argparse.Namespace) -> int:
     if args.private and args.push_to is None:
         raise CommandError("--private: only with --push-to")
     metrics = None if args.metrics is None else read_metrics(args.metrics)
+    from ..configuration.published_code import upload
     from ..modeling.publishing import publish_pretrained
     from .loading import load_model, load_processor
 
     model = load_model(args.model, device="cpu")
     processor = load_processor(args.processor or args.model, model)
     with explained(str(args.output)):
-        publish_pretrained(model, args.output, processor=processor, metrics=metrics)
+        publish_pretrained(model, args.output, processor, metrics, name=args.push_to)
     say(f"{args.model} published in {args.output}; read its README.md before you share it")
     if args.push_to is not None:
-        say(f"uploaded to {upload(args.output, args.push_to, args.private)}")
+        with explained(f"--push-to {args.push_to}"):
+            say(f"uploaded: {upload(args.output, args.push_to, private=args.private or None)}")
     return DONE
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """What `speechgraft evaluate-asr` wrote.
+    """What `speechgraft evaluate-asr` wrote, or the numbers of a training's `eval_results.json`.
 
     Raises:
         CommandError: the file is missing or something else.
@@ -67,17 +73,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"--metrics {path}: {one_line(error)}") from error
-    results = document.get("results") if isinstance(document, dict) else None
-    if not results:
-        raise CommandError(f"--metrics {path}: no results in it; write it with speechgraft evaluate-asr --output")
-    return document
-
-
-def upload(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder to the hub; returns its address there."""
-    from huggingface_hub import HfApi
-
-    with explained(f"--push-to {repository}"):
-        hub = HfApi()
-        hub.create_repo(repository, private=private, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Publish the model"))
+    document = document if isinstance(document, dict) else {}
+    if document.get("results"):
+        return document
+    rates = {name: document.get(name, document.get(f"eval_{name}")) for name in ("wer", "cer")}
+    if None in rates.values():
+        raise CommandError(f"--metrics {path}: no error rates; write it with speechgraft evaluate-asr --output")
+    return rates

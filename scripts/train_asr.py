@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from torch import OutOfMemoryError
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
@@ -418,7 +419,13 @@ def fine_tune(
         if training.predict_with_generate
         else None,
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(training, data_options.start_over))
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(training, data_options.start_over))
+    except OutOfMemoryError as error:
+        raise CommandError(
+            "out of memory: give a smaller --per_device_train_batch_size and more --gradient_accumulation_steps, or "
+            "--gradient_checkpointing, or a smaller --max_duration_s"
+        ) from error
     trainer.save_model()
     metrics = trainer.evaluate() if validation is not None else {}
     if metrics:
@@ -449,8 +456,10 @@ def draw_losses(log_history: list[dict[str, float]], path: Path) -> None:
     """Draw every loss that was logged; without matplotlib, say what is missing."""
     from ..modeling.speech_figures import FiguresNotInstalledError, losses_by_step, plot_losses
 
-    names = {name for entry in log_history for name in entry if name == "loss" or name.endswith("_loss")}
-    titles = {name: name.replace("eval_", "validation ").replace("_", " ") for name in sorted(names - {"train_loss"})}
+    logged = {name for entry in log_history for name in entry if name.endswith("loss")} - {"train_loss"}
+    parts = sorted(name for name in logged if name not in ("loss", "eval_loss"))
+    names = ["loss", *(parts if len(parts) > 1 else []), "eval_loss"]  # a single part is the loss
+    titles = {name: name.replace("eval", "validation").replace("_", " ") for name in names if name in logged}
     curves = {title: losses_by_step(log_history, name) for name, title in titles.items()}
     if not curves:
         return
