@@ -275,7 +275,17 @@ class SpeechEncoder(PreTrainedModel):
                 )
         if mask is not None and not torch.compiler.is_compiling() and not bool(mask[:, 0].all()):
             raise ValueError("attention_mask starts with padding: speech encoders need padding at the end")
-        return inputs.to(self.dtype)
+        inputs = inputs.to(self.dtype)
+        return inputs.detach().requires_grad_() if self._recomputes_reentrantly else inputs
+
+    @property
+    def _recomputes_reentrantly(self) -> bool:
+        """Whether layers are checkpointed in PyTorch's older way, which has no gradients unless their input has one."""
+        if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
+            return False
+        checkpointing = (module for module in self.modules() if getattr(module, "gradient_checkpointing", False))
+        functions = (getattr(module, "_gradient_checkpointing_func", None) for module in checkpointing)
+        return any(getattr(function, "keywords", {}).get("use_reentrant", False) for function in functions)
 
     def _trim_window(
         self, inputs: torch.Tensor, mask: torch.Tensor | None

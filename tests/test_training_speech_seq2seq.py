@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import audio, labels, tiny_model
+from tiny_models import DECODERS, ENCODERS, audio, labels, tiny_model
 from tiny_training import arguments, collator, gradients, repeatable_model, rows, train
-from transformers import Seq2SeqTrainer, SpeechEncoderDecoderModel, Trainer
+from transformers import Seq2SeqTrainer, Trainer
 
 from speechgraft.modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
 
@@ -292,3 +292,240 @@ def test_the_best_checkpoint_comes_back_at_the_end(tmp_path: Path) -> None:
     best = type(model).from_pretrained(trainer.state.best_model_checkpoint)
     for name, value in best.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+# Precision, sampling, token ids -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("encoder", ["wav2vec2-layer", "whisper"])
+def test_autocast_trains_with_finite_gradients_near_the_full_precision_loss(encoder: str, dtype: torch.dtype) -> None:
+    model = repeatable_model(encoder, ctc_weight=0.3).train()
+    batch = {**audio(encoder, 9600, 16000), "labels": labels(3, 5, end=model.config.eos_token_id)}
+    full = model(**batch).loss
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=dtype):
+        loss = model(**batch).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(full), rel=0.05)
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+
+
+def test_trainer_with_bf16_logs_nearly_the_full_precision_loss(tmp_path: Path) -> None:
+    full = train(SpeechSeq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, **layout(8, 1))[1][0]
+    half = train(SpeechSeq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, bf16=True, **layout(8, 1))[1][0]
+    for name in ("loss", "decoder_loss", "ctc_loss"):
+        assert half[name] == pytest.approx(full[name], rel=0.05)
+
+
+@pytest.mark.parametrize("length_column", [None, "length"])
+def test_group_by_length_puts_clips_of_like_length_together(tmp_path: Path, length_column: str | None) -> None:
+    model = repeatable_model()
+    collate = collator(model)
+    dataset = [{**row, "input_values": row["audio"], "length": len(row["audio"])} for row in rows(64)]
+    dataset = [dataset[place] for place in torch.randperm(64).tolist()]
+    options = {"length_column_name": length_column} if length_column else {}
+    trainer = SpeechSeq2SeqTrainer(
+        model=model,
+        args=arguments(tmp_path, per_device_train_batch_size=2, train_sampling_strategy="group_by_length", **options),
+        train_dataset=dataset,
+        data_collator=collate,
+        processing_class=collate.processor,
+    )
+    apart = [float(batch["attention_mask"].sum(dim=-1).diff().abs()) for batch in trainer.get_train_dataloader()]
+    spread = max(row["length"] for row in dataset) - min(row["length"] for row in dataset)
+    assert len(apart) == 32
+    assert sum(apart) / 32 < 0.15 * spread  # a third of it by chance
+
+
+@pytest.mark.parametrize(
+    ("decoder", "tokenizer"),
+    [("bert", "bert"), ("gpt2", "gpt2"), ("bart", "bart"), ("marian", "marian"), ("mbart", "mbart")],
+)
+def test_trainer_leaves_token_ids_of_training_and_generation_in_agreement(
+    tmp_path: Path, decoder: str, tokenizer: str
+) -> None:
+    """Trainer writes the tokenizer's special tokens into both configurations: neither may lose its own."""
+    model = repeatable_model(decoder=decoder)
+    names = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+    before = {name: getattr(model.config, name) for name in names}
+    collate = collator(model, tokenizer)
+    trainer = SpeechSeq2SeqTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=rows(),
+        data_collator=collate,
+        processing_class=collate.processor,
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "saved"))
+    for trained in (model, type(model).from_pretrained(tmp_path / "saved")):
+        for name in names:
+            assert getattr(trained.config, name) == before[name]
+            assert getattr(trained.generation_config, name) == before[name]
+        trained.eval().generate(**audio("wav2vec2", 8000), max_new_tokens=3)
+
+
+def test_an_end_token_that_trainer_takes_from_the_tokenizer_ends_generation_too(tmp_path: Path) -> None:
+    model = repeatable_model(decoder="bart")
+    collate = collator(model, "bart")
+    collate.processor.tokenizer.eos_token = "three"  # no transcript has it
+    new = collate.processor.tokenizer.eos_token_id
+    trainer = SpeechSeq2SeqTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=rows(),
+        data_collator=collate,
+        processing_class=collate.processor,
+    )
+    trainer.train()
+    model.agree_on_token_ids()
+    assert model.config.eos_token_id == new
+    ends = model.generation_config.eos_token_id
+    assert new in (ends if isinstance(ends, list) else [ends])
+
+
+# Parameters without a gradient --------------------------------------------------------------------------------------
+
+TIME = {"apply_spec_augment": True, "mask_time_prob": 0.3, "mask_time_length": 3}
+CHANNELS = {"apply_spec_augment": True, "mask_feature_prob": 0.3, "mask_feature_length": 3}
+AUGMENTS = {
+    "off": {"apply_spec_augment": False, "mask_time_prob": 0.3},
+    "none": {"apply_spec_augment": True, "mask_time_prob": 0.0},
+    "time": TIME,
+    "channels": {"mask_time_prob": 0.0, **CHANNELS},
+    "both": {**TIME, **CHANNELS},
+}
+FREEZES = ["freeze_feature_encoder", "freeze_encoder", "freeze_decoder"]
+
+
+def without_gradient(model: Any, encoder: str) -> list[str]:
+    """Trainable parameters that a training step leaves without a gradient: DistributedDataParallel stops at those."""
+    model.train()
+    found = gradients(model, **audio(encoder, 9600, 12800), labels=labels(3, 5, end=model.config.eos_token_id))
+    assert found
+    return [name for name, value in model.named_parameters() if value.requires_grad and name not in found]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_trainable_parameter_gets_a_gradient_whatever_spec_augment_masks(encoder: str) -> None:
+    for name, fields in AUGMENTS.items():
+        model = tiny_model(encoder, ctc_weight=0.3, **fields)
+        assert without_gradient(model, encoder) == [], name
+        if name in ("none", "both"):
+            model.gradient_checkpointing_enable()
+            assert without_gradient(model, encoder) == [], f"{name}, checkpointed"
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_trainable_parameter_gets_a_gradient_whatever_is_frozen(encoder: str) -> None:
+    for freezes in [FREEZES[:1], FREEZES[1:2], FREEZES[2:], FREEZES[::2], FREEZES[1:]]:
+        model = tiny_model(encoder, **AUGMENTS["both"])
+        for freeze in freezes:
+            getattr(model, freeze)()
+        model.gradient_checkpointing_enable()
+        assert without_gradient(model, encoder) == [], freezes
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_trainable_decoder_parameter_gets_a_gradient(decoder: str) -> None:
+    for frozen in (False, True):
+        for checkpointing in (False, True):
+            model = tiny_model(decoder=decoder)
+            if frozen:
+                model.freeze_decoder()
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            assert without_gradient(model, "wav2vec2") == [], (frozen, checkpointing)
+
+
+def test_native_class_leaves_the_mask_embedding_without_a_gradient() -> None:
+    native = tiny_model(mask_time_prob=0.3, apply_spec_augment=True).to_native().train()
+    native.encoder.config.apply_spec_augment = False
+    native.config.decoder_start_token_id, native.config.pad_token_id = 2, 0
+    found = gradients(native, **audio("wav2vec2", 9600), labels=labels(3))
+    assert "encoder.masked_spec_embed" not in found
+
+
+def test_frozen_parts_stay_frozen_and_the_new_parts_learn() -> None:
+    model = tiny_model(ctc_weight=0.3)
+    model.freeze_encoder()
+    model.freeze_decoder()
+    trainable = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert any("crossattention" in name for name in trainable)
+    assert {"encoder.projection.weight", "ctc_head.weight"} <= trainable
+    assert all("crossattention" in name for name in trainable if name.startswith("decoder."))
+    assert not any(name.startswith("encoder.backbone.") for name in trainable)
+
+
+# Gradient checkpointing ---------------------------------------------------------------------------------------------
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        ("wav2vec2-layer", "bert"),
+        ("hubert", "gpt2"),
+        ("wavlm", "bart"),
+        ("data2vec-audio", "roberta"),
+        ("whisper", "whisper"),
+        ("speech_to_text", "marian"),
+        ("wav2vec2-bert", "xglm"),
+        ("sew-d", "m2m_100"),
+        ("moonshine", "trocr"),
+        ("parakeet", "pegasus"),
+    ],
+)
+def test_gradient_checkpointing_changes_no_gradient(encoder: str, decoder: str) -> None:
+    model = repeatable_model(encoder, decoder, ctc_weight=0.3).train()
+    batch = {**audio(encoder, 9600, 12800), "labels": labels(3, 5, end=model.config.eos_token_id)}
+    expected = gradients(model, **batch)
+    model.gradient_checkpointing_enable()
+    assert_same_gradients(gradients(model, **batch), expected)
+
+
+@pytest.mark.parametrize("encoder", ["wav2vec2-layer", "hubert", "whisper"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_reentrant_checkpointing_loses_no_gradient(encoder: str, frozen: bool) -> None:
+    """PyTorch's older kind gives none to layers whose input needs none, as after a frozen or a first layer."""
+    model = repeatable_model(encoder, ctc_weight=0.3).train()
+    if frozen:
+        model.freeze_feature_encoder()
+        model.freeze_decoder()
+    batch = {**audio(encoder, 9600, 12800), "labels": labels(3, 5, end=model.config.eos_token_id)}
+    expected = gradients(model, **batch)
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    assert_same_gradients(gradients(model, **batch), expected)
+
+
+def test_gradient_checkpointing_through_trainer_logs_the_same_losses(tmp_path: Path) -> None:
+    plain = train(SpeechSeq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, **layout(2, 2))[1]
+    options = {"gradient_checkpointing": True, **layout(2, 2)}
+    saving = train(SpeechSeq2SeqTrainer, repeatable_model(ctc_weight=0.3), tmp_path, **options)[1]
+    for one, other in zip(plain, saving, strict=True):
+        for name in ("loss", "grad_norm", "decoder_loss", "ctc_loss"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("encoder", ["wav2vec2-layer", "whisper", "wav2vec2-bert"])
+def test_a_batch_has_the_loss_of_its_clips_one_by_one(encoder: str) -> None:
+    model = repeatable_model(encoder, ctc_weight=0.3)
+    end = model.config.eos_token_id
+    transcripts, sizes = labels(3, 6, end=end), (9600, 12800)
+    both = audio(encoder, *sizes)
+    together = model(**both, labels=transcripts, num_items_in_batch=9).loss
+    apart = 0.0
+    for row, size in enumerate(sizes):
+        frames = int(both["attention_mask"][row].sum())
+        alone = {name: value[row : row + 1] for name, value in both.items()}
+        if encoder != "whisper":  # its window stays
+            alone = {name: value[:, :frames] for name, value in alone.items()}
+        apart += model(**alone, labels=transcripts[row : row + 1, : (3, 6)[row]], num_items_in_batch=9).loss
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
