@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from lively_models import lively
 from tiny_models import DECODERS, audio, decoder_config, labels, tiny_config, tiny_model
 from transformers import (
     GenerationConfig,
@@ -29,20 +30,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "static cache, beams": {"cache_implementation": "static", "num_beams": 3},
     "no cache": {"use_cache": False},
 }
-
-
-def lively(encoder: str, decoder: Any, **fields: Any) -> SpeechSeq2SeqModel:
-    """A tiny model that says different things of different audio; random ones repeat a token whatever they hear."""
-    decoder = decoder_config(decoder) if isinstance(decoder, str) else decoder
-    decoder.tie_word_embeddings = False  # or the likeliest token is the last one, again
-    model = tiny_model(encoder, decoder, **fields)
-    with torch.no_grad():
-        for embeddings in (model.get_input_embeddings(), model.get_output_embeddings()):
-            cast(torch.Tensor, embeddings.weight).normal_()
-        for name, parameter in model.decoder.named_parameters():
-            if any(part in model.family.cross_attention for part in name.split(".")) and parameter.dim() > 1:
-                parameter.mul_(3)
-    return model
 
 
 def generate(model: Any, inputs: dict[str, Any], **options: Any) -> torch.Tensor:
