@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from .. import __version__
 from .common import MISUSED, run
@@ -25,9 +26,15 @@ EPILOG = """\
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """A wrong option is told in one line, as all mistakes are."""
+        self.exit(MISUSED, f"{self.prog}: {message} ({self.prog} --help explains)\n")
+
+
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The options of `speechgraft`, and of one of its commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="speechgraft",
         description="Speech to text with a pretrained speech encoder grafted onto a pretrained text decoder.",
         epilog=EPILOG,

@@ -65,9 +65,26 @@ def test_version_and_no_command_at_all(capsys):
     assert capsys.readouterr().out == f"speechgraft {__version__}\n"
     assert main([]) == 2
     assert "transcribe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["transcribble"], "invalid choice: 'transcribble'"),
+        (["transcribe"], "speechgraft transcribe: the following arguments are required: AUDIO, --model"),
+        (
+            ["transcribe", "a.wav", "--model", "m", "--batch-size", "0"],
+            "argument --batch-size: must be at least 1, got 0",
+        ),
+        (["evaluate-asr", "--data", "d", "--model", "m", "--normalizer", "french"], "invalid choice: 'french'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_with_status_2(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["transcribble"])
+        main(words)
     assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_mistakes_become_one_line_and_faults_of_the_program_keep_their_traceback(capsys):
