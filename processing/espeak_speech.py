@@ -193,7 +193,7 @@ class EspeakSynthesizer:
         status = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _CHARACTERS_UTF8, None, None)
         if status != 0:
             raise EspeakError(f"espeak-ng failed with status {status} on {text!r}")
-        if not self._chunks:
+        if not self._chunks or not any(boundary.starts_word for boundary in self._boundaries):
             raise EspeakError(f"nothing to speak in {text!r}")
         native = np.concatenate(self._chunks)
         words = _words(text, self._boundaries, self.native_sampling_rate)
@@ -271,19 +271,28 @@ def _with_progress(pairs: list[tuple[str, EspeakVoice]], description: str | None
 
 
 def _words(text: str, boundaries: list[_Boundary], sampling_rate: int) -> tuple[SpokenWord, ...]:
-    """Pairs each start of a word with the boundary that follows it, and with the text up to the next word."""
-    starts = sorted({boundary.text_start for boundary in boundaries if boundary.starts_word})
-    text_end = dict(zip(starts, [*starts[1:], len(text)], strict=True))
-    words: dict[int, SpokenWord] = {}
-    for boundary, following in zip(boundaries, boundaries[1:], strict=False):
-        if not boundary.starts_word:
-            continue
-        start, end = boundary.sample / sampling_rate, following.sample / sampling_rate
-        if boundary.text_start in words:  # a number is several spoken words at one place of the text
-            start = words[boundary.text_start].start_s
-        spelling = text[boundary.text_start : text_end[boundary.text_start]].strip()
-        words[boundary.text_start] = SpokenWord(spelling, start, end)
-    return tuple(words.values())
+    """Pairs each start of a word with the boundary that follows it, and with the text up to the next word.
+
+    Several spoken words can come from one written word ("250"): they are put together.
+    """
+    spoken = [
+        (_start_of_written_word(text, boundary.text_start), boundary.sample, following.sample)
+        for boundary, following in zip(boundaries, boundaries[1:], strict=False)
+        if boundary.starts_word
+    ]
+    text_starts = sorted({text_start for text_start, _, _ in spoken})
+    words = []
+    for text_start, text_end in zip(text_starts, [*text_starts[1:], len(text)], strict=False):
+        samples = [(first, last) for start, first, last in spoken if start == text_start]
+        spelling = text[text_start:text_end].strip()
+        words.append(SpokenWord(spelling, samples[0][0] / sampling_rate, samples[-1][1] / sampling_rate))
+    return tuple(words)
+
+
+def _start_of_written_word(text: str, position: int) -> int:
+    while position > 0 and not text[position - 1].isspace():
+        position -= 1
+    return position
 
 
 def require_espeak() -> None:

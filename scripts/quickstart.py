@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..modeling.speech_figures import FiguresNotInstalledError, require_matplotlib
-from ..processing.espeak_speech import INSTALL_HINT, EspeakError, require_espeak
 from .common import DONE, CommandError, positive
 
 DESCRIPTION = """\
@@ -28,9 +26,9 @@ class QuickstartOptions:
     seed: int = 0
     train_clips: int = _count(3000, "clips to speak for training")
     held_out_clips: int = _count(200, "clips to speak for the test")
-    encoder_steps: int = _count(1200, "optimiser steps that pretrain the speech encoder")
+    encoder_steps: int = _count(1000, "optimiser steps that pretrain the speech encoder")
     decoder_steps: int = _count(300, "optimiser steps that pretrain the text decoder")
-    steps: int = _count(1000, "optimiser steps that fine-tune the grafted model")
+    steps: int = _count(800, "optimiser steps that fine-tune the grafted model")
     batch_size: int = _count(8, "clips in one optimiser step")
     num_beams: int = _count(5, "hypotheses that beam search follows")
     show: int = _count(5, "held-out clips to write, transcribe and print")
@@ -62,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the recipe; returns the exit status."""
+    from ..modeling.speech_figures import FiguresNotInstalledError, require_matplotlib
+    from ..processing.espeak_speech import INSTALL_HINT, EspeakError, require_espeak
+
     try:  # before PyTorch loads, and minutes before the pictures are drawn
         require_espeak()
         require_matplotlib()

@@ -87,6 +87,18 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one core: layers this small gain little from a second, and wait long for one that others use."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 @quiet_transformers()
 def run_quickstart(options: QuickstartOptions) -> QuickstartResult:
     """Do everything, print what happens, and leave the model, pictures and clips in `options.output_dir`."""
@@ -244,6 +256,7 @@ def training_arguments(
         "weight_decay": 0.01,
         "train_sampling_strategy": "group_by_length",
         "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
         "logging_steps": LOGGING_STEPS,
         "save_strategy": "no",
         "report_to": "none",
