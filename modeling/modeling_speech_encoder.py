@@ -49,7 +49,7 @@ class SpeechEncoderAdapterLayer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, T, D] to [B, T', D]."""
-        return nn.functional.glu(self.conv(hidden_states.transpose(1, 2)), dim=1).transpose(1, 2)
+        return nn.functional.glu(self.conv(hidden_states.transpose(1, 2)), dim=1).transpose(1, 2).contiguous()
 
 
 class SpeechEncoder(PreTrainedModel):
@@ -280,7 +280,7 @@ class SpeechEncoder(PreTrainedModel):
 
     @property
     def _recomputes_reentrantly(self) -> bool:
-        """Whether layers are checkpointed in PyTorch's older way, which has no gradients unless their input has one."""
+        """Whether layers are checkpointed in PyTorch's older way: no gradient unless their input has one."""
         if torch.compiler.is_compiling() or not (self.training and torch.is_grad_enabled()):
             return False
         checkpointing = (module for module in self.modules() if getattr(module, "gradient_checkpointing", False))

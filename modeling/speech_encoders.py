@@ -3,6 +3,7 @@
 Shapes: `B` batch, `N` audio samples, `F` feature frames, `M` mel bins, `T` encoder frames, `D` encoder width.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -19,6 +20,8 @@ from transformers.models.speech_to_text.modeling_speech_to_text import Speech2Te
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+
+from .spec_augment import span_mask
 
 Lengths = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
 
@@ -68,6 +71,41 @@ class WhisperSpeechEncoder(WhisperEncoder):
         return BaseModelOutput(last_hidden_state=self.layer_norm(hidden_states))
 
 
+class _SpanMasking:
+    """SpecAugment inside a backbone as tensor operations: Transformers draws the channels in NumPy, which no graph can
+    hold.
+    """
+
+    config: Any
+    training: bool
+    masked_spec_embed: nn.Parameter
+
+    def _mask_hidden_states(
+        self,
+        hidden_states: torch.Tensor,
+        mask_time_indices: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mask the frames given as boolean [B, T], and channels drawn here, in [B, T, D]."""
+        if mask_time_indices is not None:
+            embedding = self.masked_spec_embed.to(hidden_states.dtype)
+            hidden_states = torch.where(mask_time_indices[..., None], embedding, hidden_states)
+        config = self.config
+        if not (self.training and config.apply_spec_augment and config.mask_feature_prob > 0):
+            return hidden_states
+        rows, _, width = hidden_states.shape
+        channels = torch.full((rows,), width, device=hidden_states.device)
+        spans = config.mask_feature_prob, config.mask_feature_length, config.mask_feature_min_masks
+        return hidden_states.masked_fill(span_mask(channels, width, *spans)[:, None], 0)
+
+
+@functools.cache
+def _with_span_masking(backbone_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A class of Transformers with the masking above. It keeps its name and place, which Transformers looks up."""
+    names = {name: getattr(backbone_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(backbone_class.__name__, (_SpanMasking, backbone_class), names)
+
+
 @dataclass(frozen=True)
 class SpeechEncoderFamily:
     """What this project must know about a family of speech encoders.
@@ -111,7 +149,10 @@ class SpeechEncoderFamily:
 
     def backbone_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the backbone for a configuration of this family."""
-        return self.model_class or cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
+        if self.model_class is not None:
+            return self.model_class
+        backbone_class = cast(type[PreTrainedModel], MODEL_MAPPING[type(config)])
+        return _with_span_masking(backbone_class) if self.mask_place == "hidden" else backbone_class
 
     def output_size(self, config: PreTrainedConfig) -> int:
         """Width of the backbone's output, which is not always the one that its configuration announces."""

@@ -41,8 +41,7 @@ def test_ctc_loss_is_the_probability_of_all_alignments(blank: int) -> None:
     padded = torch.tensor([row + [-100] * (3 - len(row)) for row in targets])
     mask = torch.arange(5) < torch.tensor(frames)[:, None]
     expected = [
-        brute_force_ctc(logits[row, :length].log_softmax(-1), targets[row], blank)
-        for row, length in enumerate(frames)
+        brute_force_ctc(logits[row, :length].log_softmax(-1), targets[row], blank) for row, length in enumerate(frames)
     ]
     assert float(ctc_loss(logits, mask, padded, blank, ONE)) == pytest.approx(sum(expected), rel=1e-5)
     assert float(ctc_loss(logits, mask, padded, blank, torch.tensor(8))) == pytest.approx(sum(expected) / 8, rel=1e-5)
@@ -141,7 +140,9 @@ def test_cross_entropy_is_summed_and_divided_by_the_labels_of_the_whole_step() -
 def test_half_precision_logits_lose_no_precision_in_the_losses() -> None:
     logits, targets = torch.randn(2, 8, 5).bfloat16(), torch.tensor([[1, 2], [3, -100]])
     assert ctc_loss(logits, None, targets, 0, ONE).dtype == torch.float32
-    torch.testing.assert_close(ctc_loss(logits, None, targets, 0, ONE), ctc_loss(logits.float(), None, targets, 0, ONE))
+    torch.testing.assert_close(
+        ctc_loss(logits, None, targets, 0, ONE), ctc_loss(logits.float(), None, targets, 0, ONE)
+    )
     assert decoder_cross_entropy(logits[:, :2], targets, ONE).dtype == torch.float32
 
 
