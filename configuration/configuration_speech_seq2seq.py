@@ -4,7 +4,7 @@ import copy
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import field, fields
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
@@ -109,7 +109,7 @@ class SpeechEncoderConfig(PublishesItsCode, PreTrainedConfig):
     published_as = ("AutoConfig",)
     sub_configs_defaults = {"encoder": SubConfigSpec(config_class=AutoConfig, model_type="wav2vec2")}
 
-    encoder: PreTrainedConfig | dict | None = None
+    encoder: Any = None  # a configuration, or a dict or None to make one from; always a configuration afterwards
     adapter_layers: int = 0
     adapter_kernel_size: int = 3
     adapter_stride: int = 2
@@ -247,12 +247,12 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
         "encoder_attentions",
     ]
 
-    decoder: PreTrainedConfig | dict | None = None
-    decoder_prompt_token_ids: list[int] | None = None
+    decoder: Any = None  # likewise
+    decoder_prompt_token_ids: list[int] = field(default_factory=list)
     ctc_weight: float | int = 0.0
     ctc_vocab_size: int | None = None
     ctc_blank_token_id: int | None = None
-    newly_initialized: list[str] | None = None
+    newly_initialized: list[str] = field(default_factory=list)
     is_encoder_decoder: bool = True
 
     decoder_start_token_id = _DecoderTokenId()

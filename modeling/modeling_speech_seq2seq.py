@@ -305,7 +305,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             ValueError: the model has parts that the native class cannot express.
         """
         encoder_config = cast(PreTrainedConfig, self.config.encoder)
-        native_decoder = _native_decoder(self.decoder)
+        native_decoder = cast(Any, _native_decoder(self.decoder))
         foreign = {
             "an adapter": len(self.encoder.adapter) > 0,
             "a CTC head": self.ctc_head is not None,
@@ -321,7 +321,10 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         )
         shared = {part: part.config for part in (self.encoder.backbone, native_decoder)}
         native = SpeechEncoderDecoderModel(config, encoder=self.encoder.backbone, decoder=native_decoder)
-        for part, own_config in shared.items():  # the native class gave the modules copies: edits of ours must reach them
+        for (
+            part,
+            own_config,
+        ) in shared.items():  # the native class gave the modules copies: edits of ours must reach them
             part.config = own_config
         if self.encoder.projection is not None:
             native.enc_to_dec_proj = self.encoder.projection
@@ -390,7 +393,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             decoded = self.decoder(
                 input_ids=decoder_input_ids,
                 attention_mask=decoder_attention_mask,
-                encoder_hidden_states=encoded.last_hidden_state.to(self.decoder.dtype),
+                encoder_hidden_states=cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous(),
                 encoder_attention_mask=encoded.attention_mask,
                 inputs_embeds=decoder_inputs_embeds,
                 past_key_values=past_key_values,
@@ -531,10 +534,10 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         self.agree_on_token_ids()
         self._require_token_id("decoder_start_token_id")
-        return super()._prepare_generation_config(generation_config, **kwargs)
+        return cast(Any, super())._prepare_generation_config(generation_config, **kwargs)
 
     def _prepare_generated_length(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_generated_length(generation_config, *args, **kwargs)
+        prepared = cast(Any, super())._prepare_generated_length(generation_config, *args, **kwargs)
         limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
         if limit is not None and prepared.max_length > limit:
             logger.warning_once(
@@ -547,7 +550,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         self, batch_size: int, model_input_name: str, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         was_given = "decoder_input_ids" in model_kwargs
-        ids, model_kwargs = super()._prepare_decoder_input_ids_for_generation(
+        ids, model_kwargs = cast(Any, super())._prepare_decoder_input_ids_for_generation(
             batch_size, model_input_name, model_kwargs, *args, **kwargs
         )
         prompt = self.config.decoder_prompt_token_ids
@@ -559,7 +562,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode, project and mask once; the decoding steps that follow read the result and nothing else."""
-        model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
+        model_kwargs = cast(Any, super())._maybe_prepare_encoder_kwargs_for_generation(
             inputs_tensor, model_kwargs, *args, **kwargs
         )
         mask = model_kwargs.pop("attention_mask", None)
@@ -581,9 +584,10 @@ def _decoder_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _native_decoder(decoder: Any) -> PreTrainedModel | None:
     """The decoder as the class of Transformers that AutoModelForCausalLM knows, None where there is none."""
-    if text_decoder_family(decoder.config).model_class is None:
-        return decoder
-    return decoder.to_native() if hasattr(decoder, "to_native") else None
+    if hasattr(decoder, "to_native"):
+        return decoder.to_native()
+    wrapped = text_decoder_family(decoder.config).model_class
+    return None if wrapped is not None and isinstance(decoder, wrapped) else decoder
 
 
 def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:
@@ -592,13 +596,16 @@ def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:
         return False
     hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     options = {name: kwargs[name] for name in hub if name in kwargs}
-    config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
+    except OSError:  # a folder of adapters, or of weights alone: loading says so itself where that is a mistake
+        return False
     return config_dict.get("model_type") == NATIVE_MODEL_TYPE
 
 
 AutoModel.register(SpeechSeq2SeqConfig, SpeechSeq2SeqModel, exist_ok=True)
 AutoModelForSpeechSeq2Seq.register(SpeechSeq2SeqConfig, SpeechSeq2SeqModel, exist_ok=True)
 # The pipeline tells sequence-to-sequence models from CTC models by class name, in this table alone.
-MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[SpeechSeq2SeqConfig.model_type] = SpeechSeq2SeqModel.__name__
+cast(dict, MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES)[SpeechSeq2SeqConfig.model_type] = SpeechSeq2SeqModel.__name__
 
 __all__ = ["SpeechEncoder", "SpeechEncoderOutput", "SpeechSeq2SeqModel", "SpeechSeq2SeqOutput"]

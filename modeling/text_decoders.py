@@ -13,9 +13,9 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.models.m2m_100.modeling_m2m_100 import M2M100Config, M2M100Decoder, M2M100PreTrainedModel
+from transformers.models.m2m_100.configuration_m2m_100 import M2M100Config
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100Decoder, M2M100PreTrainedModel
 from transformers.models.marian.modeling_marian import MarianForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperForCausalLM
 
@@ -34,7 +34,7 @@ class WhisperTextDecoder(WhisperForCausalLM):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(cast(Any, config))
         for layer in self.model.decoder.layers:
-            layer.encoder_attn.__class__ = _MaskedCrossAttention
+            cast(Any, layer).encoder_attn.__class__ = _MaskedCrossAttention
 
     def forward(  # type: ignore[override]
         self,
@@ -148,7 +148,7 @@ class MarianTextDecoder(MarianForCausalLM):
         **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
         """As `MarianForCausalLM.forward`: ids [B, S] and encoder states [B, T, D] to logits [B, S, V]."""
-        output = super().forward(
+        output = cast(Any, super()).forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=encoder_hidden_states,
@@ -173,11 +173,15 @@ class MarianTextDecoder(MarianForCausalLM):
         return native.train(self.training)
 
 
+def _places(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
+    return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+
+
 def _logits_output(
     outputs: Any, head: nn.Module, logits_to_keep: int | torch.Tensor
 ) -> CausalLMOutputWithCrossAttentions:
     return CausalLMOutputWithCrossAttentions(
-        logits=head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)),
+        logits=head(outputs.last_hidden_state[:, _places(logits_to_keep)]),
         past_key_values=outputs.past_key_values,
         hidden_states=outputs.hidden_states,
         attentions=outputs.attentions,
@@ -215,7 +219,7 @@ class TextDecoderFamily:
 
     def decoder_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the decoder for a configuration of this family."""
-        return self.model_class or MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        return self.model_class or cast(Any, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
     def max_length(self, config: PreTrainedConfig) -> int | None:
         """The most tokens that the decoder has positions for, None where it computes them on the fly."""
@@ -319,12 +323,14 @@ def check_cross_attends(decoder: PreTrainedModel) -> None:
     """Raise unless the decoder can hear: some accept encoder states and ignore them, so its layers are looked at.
 
     Raises:
-        ValueError: the decoder was built without cross-attention.
+        ValueError: the decoder was built without cross-attention, or is of a class that does not decode.
     """
     family = text_decoder_family(decoder.config)
+    wanted = family.decoder_class(decoder.config)
     listens = "encoder_hidden_states" in inspect.signature(decoder.forward).parameters
-    built = any(name.rpartition(".")[2] in family.cross_attention for name, _ in decoder.named_modules())
-    if not (listens and built):
+    if not (isinstance(decoder, wanted) or (listens and issubclass(wanted, type(decoder)))):
+        raise ValueError(f"the decoder must be a {wanted.__name__}, got a {type(decoder).__name__}")
+    if not any(name.rpartition(".")[2] in family.cross_attention for name, _ in decoder.named_modules()):
         raise ValueError(
             f"{type(decoder).__name__} was built without cross-attention and would ignore the audio: build it with "
             "is_decoder=True and add_cross_attention=True in its configuration"

@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from ..configuration.configuration_speech_seq2seq import (
     SPEC_AUGMENT_DEFAULTS,
@@ -135,7 +136,7 @@ def _take_ready(module: PreTrainedModel, side: str, options: dict[str, Any]) -> 
     _refuse(options[side], f"{side} is a ready module, so {side}_… arguments have no effect")
     if (attention := options["attention"][side]) is not None:
         module.set_attn_implementation(_best_attention(type(module), attention))
-    return module if options["dtype"] is None else module.to(_as_dtype(options["dtype"]))
+    return module if options["dtype"] is None else cast(Any, module).to(_as_dtype(options["dtype"]))
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
