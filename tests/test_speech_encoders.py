@@ -181,18 +181,16 @@ def test_gradient_checkpointing_changes_no_gradient(name):
         torch.testing.assert_close(plain, checkpointed)
 
 
-@pytest.mark.parametrize("samples", [1, 800])
 @every_encoder
-def test_a_clip_of_one_sample_or_50_ms_does_not_end_the_training(name, samples):
+def test_a_clip_of_one_sample_or_50_ms_does_not_end_the_training(name):
     masks = {"apply_spec_augment": True, "mask_time_prob": 0.5, "mask_feature_prob": 0.3, "mask_feature_length": 2}
     model = tiny_model(name, **masks)
-    for clips in ((samples,), (samples, samples), (16000, samples)):
-        for mask in (True, False):
-            inputs = audio(name, *clips, mask=mask)
-            loss = model.train()(**inputs, labels=labels(*[3] * len(clips))).loss
-            loss.backward()
-            assert torch.isfinite(loss)
-            assert model.eval().generate(**inputs, max_length=4).shape[0] == len(clips)
+    for clips, mask in (((1,), True), ((1,), False), ((800, 800), True), ((16000, 1), True)):
+        inputs = audio(name, *clips, mask=mask)
+        loss = model.train()(**inputs, labels=labels(*[3] * len(clips))).loss
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert model.eval().generate(**inputs, max_length=3).shape[0] == len(clips)
 
 
 def test_50_ms_of_audio_end_the_training_of_the_native_class():
@@ -204,20 +202,17 @@ def test_50_ms_of_audio_end_the_training_of_the_native_class():
         model(**audio("wav2vec2", 800, 800), labels=labels(3, 3))
 
 
-@pytest.mark.parametrize("adapter", [(0, 3, 2), (1, 3, 2), (2, 4, 3), (1, 8, 4)], ids=str)
-@every_encoder
+@pytest.mark.parametrize(
+    "name, adapter",
+    [(name, (0, 3, 2)) for name in ENCODERS]
+    + [(name, adapter) for name in ("wav2vec2-layer", "whisper") for adapter in ((1, 3, 2), (2, 4, 3), (1, 8, 4))],
+    ids=str,
+)
 def test_lengths_by_arithmetic_are_those_that_come_out(name, adapter):
-    layers, kernel_size, stride = adapter
+    fields = dict(zip(("adapter_layers", "adapter_kernel_size", "adapter_stride"), adapter, strict=True))
     fixed = False if family_name(name) == "whisper" else None
-    model = tiny_model(
-        name,
-        adapter_layers=layers,
-        adapter_kernel_size=kernel_size,
-        adapter_stride=stride,
-        fixed_input_window=fixed,
-    )
-    encoder, key = model.encoder, input_name(name)
-    for samples in (1, 399, 720, 721, 1234, 9601):
+    encoder, key = tiny_model(name, fixed_input_window=fixed, **fields).encoder, input_name(name)
+    for samples in (1, 720, 1234, 9601):
         inputs = audio(name, samples)
         if fixed is False:
             inputs = {key: value[..., : max(samples // SAMPLES_PER_FRAME, 1)] for key, value in inputs.items()}
@@ -239,9 +234,9 @@ def test_the_ratio_that_places_timestamps_is_the_real_one(name):
     assert lengths.diff().item() == 24
 
 
-@pytest.mark.parametrize("output_size", [None, WIDTH, 10, 12], ids=lambda size: f"output{size}")
+@pytest.mark.parametrize("output_size", [None, 10, 12], ids=lambda size: f"output{size}")
 @pytest.mark.parametrize("add_adapter", [False, True], ids=["plain", "adapter"])
-@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-conformer", "wav2vec2-bert", "wavlm", "data2vec-audio"])
+@pytest.mark.parametrize("name", ["wav2vec2", "wav2vec2-conformer", "wav2vec2-bert"])
 def test_the_projection_fits_the_encoder_with_an_adapter_and_an_output_size_of_its_own(
     name, add_adapter, output_size, tmp_path
 ):
@@ -338,9 +333,8 @@ def compiled_training_step(name: str) -> None:
     compiled(**audio(name, 9600, 16000)).last_hidden_state.sum().backward()
 
 
-@pytest.mark.parametrize("name", ["wav2vec2-layer", "wav2vec2-conformer", "whisper"])
-def test_the_training_forward_compiles_without_a_break(name):
-    compiled_training_step(name)
+def test_the_training_forward_compiles_without_a_break():
+    compiled_training_step("wav2vec2-conformer")  # the one with everything: waveform, masks, leaks to stop
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import torch
 import transformers as hf
 from tiny_tokenizers import tiny_tokenizer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from speechgraft.configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
 from speechgraft.modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
@@ -274,7 +275,7 @@ def randomize(model: Any, scale: float = 5.0) -> Any:
     """Scale linear weights, let the signal through convolutions, draw biases: what is lost or ignored is noticed."""
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, (nn.Linear, Conv1D)):  # GPT-2's linear layers bear the latter name
                 module.weight.mul_(scale)
             elif isinstance(module, (nn.Conv1d, nn.Conv2d)) and "weight" in module._parameters:
                 nn.init.kaiming_normal_(module.weight)
