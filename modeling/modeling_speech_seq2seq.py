@@ -321,10 +321,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         )
         shared = {part: part.config for part in (self.encoder.backbone, native_decoder)}
         native = SpeechEncoderDecoderModel(config, encoder=self.encoder.backbone, decoder=native_decoder)
-        for (
-            part,
-            own_config,
-        ) in shared.items():  # the native class gave the modules copies: edits of ours must reach them
+        for part, own_config in shared.items():  # the native class gave them copies, which edits of ours would miss
             part.config = own_config
         if self.encoder.projection is not None:
             native.enc_to_dec_proj = self.encoder.projection

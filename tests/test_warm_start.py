@@ -19,16 +19,22 @@ from tiny_models import (
     randomize,
     save_decoder,
     save_encoder,
+    tiny_model,
 )
 from tiny_tokenizers import tiny_tokenizer
 from transformers import (
     AutoModel,
     BertConfig,
+    BertLMHeadModel,
     BertModel,
+    GenerationConfig,
     GPT2Model,
+    LlamaConfig,
+    OPTConfig,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     SpeechEncoderDecoderModel,
+    T5Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
 )
@@ -244,6 +250,27 @@ def test_checkpoints_without_a_head_build_and_say_that_the_head_is_new(wav2vec2,
     assert not any("lm_head" in name for name in graft(wav2vec2, tmp_path / "gpt2").config.newly_initialized)
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_tied_heads_stay_tied_and_equal_through_saving(family, tmp_path):
+    model = tiny_model("wav2vec2", family)
+    model.save_pretrained(tmp_path)
+    again, info = SpeechSeq2SeqModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_untied_heads_stay_apart_through_saving(tmp_path):
+    for family in ("bert", "bart", "marian", "m2m_100"):
+        model = tiny_model("wav2vec2", decoder_config(family, tie_word_embeddings=False))
+        assert not torch.equal(model.get_output_embeddings().weight, model.get_input_embeddings().weight)
+        model.save_pretrained(tmp_path / family)
+        again = SpeechSeq2SeqModel.from_pretrained(tmp_path / family)
+        assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
+        assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
 # Sources ---------------------------------------------------------------------------------------------------------
 
 
@@ -260,11 +287,32 @@ def test_ready_modules_are_used_as_they_are(bert, wav2vec2):
 
 
 def test_a_ready_decoder_that_cannot_hear_is_refused(wav2vec2):
-    from transformers import BertLMHeadModel
-
     deaf = BertLMHeadModel(BertConfig(**{**decoder_config("bert").to_dict(), "is_decoder": True}))
     with pytest.raises(ValueError, match="cross-attention"):
         graft(wav2vec2, deaf)
+
+
+def test_the_configuration_of_a_part_may_be_given_whole_and_is_not_changed(wav2vec2, bert):
+    config = decoder_config("bert", hidden_dropout_prob=0.25)
+    before = config.to_dict()
+    model = graft(wav2vec2, bert, decoder_config=config)
+    assert model.config.decoder.hidden_dropout_prob == 0.25
+    assert config.to_dict() == before
+
+
+def test_weights_without_a_configuration_beside_them_load(tmp_path):
+    model = tiny_model("wav2vec2", "bert")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    again = SpeechSeq2SeqModel.from_pretrained(tmp_path, config=model.config)
+    assert torch.equal(again.get_input_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_unknown_arguments_of_from_pretrained_are_refused(tmp_path):
+    tiny_model("wav2vec2", "bert").save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="ctc_wieght"):
+        SpeechSeq2SeqModel.from_pretrained(tmp_path, ctc_wieght=0.3)
+    assert SpeechSeq2SeqModel.from_pretrained(tmp_path, layerdrop=0.25).config.layerdrop == 0.25
 
 
 def test_models_build_from_configurations_alone():
@@ -277,8 +325,6 @@ def test_models_build_from_configurations_alone():
     "encoder, decoder", [("bart", "bert"), ("wav2vec2", "opt"), ("wav2vec2", "t5"), ("wav2vec2", "llama")]
 )
 def test_families_outside_the_tables_are_refused_with_the_list_of_those_inside(encoder, decoder, tmp_path):
-    from transformers import LlamaConfig, OPTConfig, T5Config
-
     foreign = {"opt": OPTConfig, "t5": T5Config, "llama": LlamaConfig}
     save_encoder(tmp_path / "wav2vec2", "wav2vec2")
     save_decoder(tmp_path / "bart", "bart")
@@ -378,6 +424,27 @@ def test_a_start_token_for_one_call_is_followed():
     tokens = model.eval().generate(**audio("wav2vec2", 3000), decoder_start_token_id=9, max_new_tokens=2)
     assert tokens[0, 0] == 9
     assert model.config.decoder_start_token_id == model.generation_config.decoder_start_token_id == 2
+
+
+def test_a_generation_config_that_trainer_puts_in_has_the_models_ids():
+    """Seq2SeqTrainer replaces the model's by the one of its arguments."""
+    model = tiny_model("wav2vec2", "bert")
+    model.generation_config = GenerationConfig(num_beams=2, max_new_tokens=3)
+    assert_agreed_after_use(model, EXPECTED_IDS["bert"])
+    assert model.generate(**audio("wav2vec2", 3000)).shape[1] <= 4
+
+
+def test_several_end_tokens_all_end_the_text(tmp_path):
+    model = tiny_model("wav2vec2", "bart")
+    model.generation_config.eos_token_id = [2, 9]
+    batch = audio("wav2vec2", 3000)
+    first = int(model.generate(**batch, max_new_tokens=1)[0, 1])
+    model.generation_config.eos_token_id = [2, first]
+    assert model.generate(**batch, max_new_tokens=8).shape == (1, 2)
+    model.save_pretrained(tmp_path)
+    again = SpeechSeq2SeqModel.from_pretrained(tmp_path)
+    assert again.generation_config.eos_token_id == [2, first] and again.config.eos_token_id == 2
+    assert again.generate(**batch, max_new_tokens=8).shape == (1, 2)
 
 
 def test_without_any_start_token_generation_says_what_to_set(wav2vec2, tmp_path):
