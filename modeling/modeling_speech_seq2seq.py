@@ -387,10 +387,11 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
             if self._decoder_keeps_logits:
                 decoder_kwargs["logits_to_keep"] = logits_to_keep
+            hidden_states = cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous()
             decoded = self.decoder(
                 input_ids=decoder_input_ids,
                 attention_mask=decoder_attention_mask,
-                encoder_hidden_states=cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous(),
+                encoder_hidden_states=hidden_states,
                 encoder_attention_mask=encoded.attention_mask,
                 inputs_embeds=decoder_inputs_embeds,
                 past_key_values=past_key_values,
