@@ -1,6 +1,7 @@
 """`speechgraft quickstart` keeps its promises: a fair test, ordinary parts, a model that loads, true pictures."""
 
 import importlib.util
+import logging as standard_logging
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_every_word_is_timed():
     sentences = draw_sentences(train=100, held_out=0).train
     for clip in speak_training_clips(sentences):
         assert " ".join(word.text for word in clip.words) == clip.text
-        assert clip.words[-1].end_s == pytest.approx(clip.duration_s, abs=5e-3)
+        assert -1e-3 < clip.duration_s - clip.words[-1].end_s < 0.08  # some voices have an echo
 
 
 def test_every_word_of_the_corpus_is_one_token():
@@ -182,7 +183,7 @@ def test_a_run_leaves_threads_and_logging_as_they_were(tiny_run):
     from transformers.utils import logging
 
     assert logging.is_progress_bar_enabled()
-    assert logging.get_verbosity() == logging.WARNING
+    assert logging.get_verbosity() == standard_logging.WARNING
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     with one_thread():
