@@ -302,7 +302,15 @@ TEXT_DECODER_FAMILIES = (
     ),
 )
 
+# Transformers' own composites: their decoder is a model of its own, under `decoder`.
+ENCODER_DECODERS = ("vision-encoder-decoder", "speech-encoder-decoder", "encoder-decoder")
+
 _FAMILY_OF = {model_type: family for family in TEXT_DECODER_FAMILIES for model_type in family.model_types}
+
+
+def text_decoder_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The decoder's own configuration, taken out of a checkpoint's where that covers an encoder, such as TrOCR's."""
+    return config.decoder if config.model_type in ENCODER_DECODERS else config
 
 
 def text_decoder_family(config: PreTrainedConfig) -> TextDecoderFamily:

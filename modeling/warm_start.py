@@ -20,7 +20,7 @@ from ..configuration.configuration_speech_seq2seq import (
     make_cross_attending_decoder,
 )
 from .speech_encoders import speech_encoder_config, speech_encoder_family
-from .text_decoders import text_decoder_family
+from .text_decoders import text_decoder_config, text_decoder_family
 
 logger = logging.get_logger(__name__)
 
@@ -144,7 +144,7 @@ def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _load_encoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
-    config = _configure(source, options[side], options["hub"][side], speech_encoder_config)
+    config, _ = _configure(source, options[side], options["hub"][side], speech_encoder_config)
     for name in SPEC_AUGMENT_DEFAULTS.keys() & options["fields"].keys():
         if hasattr(config, name):  # before loading: whether the backbone has a mask embedding depends on these
             setattr(config, name, options["fields"][name])
@@ -156,11 +156,11 @@ def _load_encoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreT
 
 
 def _load_decoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
-    config = _configure(source, options[side], options["hub"][side], lambda config: config)
+    config, is_half = _configure(source, options[side], options["hub"][side], text_decoder_config)
     family = text_decoder_family(config)
     make_cross_attending_decoder(config)
     decoder_class = family.decoder_class(config)
-    model, info = _load(decoder_class, source, side, config, options, {})
+    model, info = _load(decoder_class, source, side, config, options, {r"^decoder\.": ""} if is_half else {})
     if family.checkpoint_renames and info["missing_keys"] and info["unexpected_keys"]:
         # The checkpoint may keep its embeddings once, for both of its halves, under a name of their own.
         model, info = _load(decoder_class, source, side, config, options, dict(family.checkpoint_renames))
@@ -177,18 +177,18 @@ def _load_decoder(source: Any, side: str, options: dict[str, Any]) -> tuple[PreT
 
 def _configure(
     source: Any, own: dict[str, Any], hub: dict[str, Any], part_of: Callable[[PreTrainedConfig], PreTrainedConfig]
-) -> PreTrainedConfig:
-    """One part's configuration, loaded or given, with what was asked of it."""
+) -> tuple[PreTrainedConfig, bool]:
+    """One part's configuration, loaded or given, with what was asked of it; and whether the checkpoint has more."""
     own = dict(own)
     config = own.pop("config", None)
     config = AutoConfig.from_pretrained(source, **hub) if config is None else copy.deepcopy(config)
-    config = part_of(config)
+    whole, config = config, part_of(config)
     unknown = [name for name in own if not hasattr(config, name)]
     if unknown:
         raise TypeError(f"the {config.model_type} configuration does not know {', '.join(sorted(unknown))}")
     for name, value in own.items():
         setattr(config, name, value)
-    return config
+    return config, config is not whole
 
 
 def _load(

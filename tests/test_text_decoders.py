@@ -13,6 +13,7 @@ from tiny_models import (
     encoder_config,
     every_decoder_type,
     labels,
+    randomize,
     tiny_config,
     tiny_model,
 )
@@ -27,6 +28,10 @@ from transformers import (
     SpeechEncoderDecoderModel,
     T5Config,
     T5ForConditionalGeneration,
+    TrOCRForCausalLM,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTModel,
 )
 
 from speechgraft.modeling.modeling_speech_encoder import SpeechEncoderOutput
@@ -183,6 +188,20 @@ def test_states_of_the_width_that_cross_attention_reads_are_not_projected():
     assert decoder_config("trocr").cross_attention_hidden_size == WIDTH != TEXT_WIDTH
     assert tiny_model("wav2vec2", "trocr").encoder.projection is None
     assert tiny_model("wav2vec2", "bart").encoder.projection.out_features == TEXT_WIDTH
+
+
+def test_the_decoder_of_a_trocr_folder_comes_out_of_it(tmp_path):
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = decoder_config("trocr")
+    config.is_decoder = config.add_cross_attention = True
+    whole = VisionEncoderDecoderModel(
+        encoder=ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4)), decoder=TrOCRForCausalLM(config)
+    )
+    randomize(whole).save_pretrained(tmp_path)
+    model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(tiny_model().encoder.backbone, tmp_path)
+    expected = whole.decoder.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.decoder.state_dict().items())
+    assert model.config.newly_initialized == []
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
