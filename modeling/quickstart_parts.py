@@ -29,8 +29,8 @@ from .sequence_losses import ctc_loss, normalizer
 
 MEL_BINS = 40
 WIDTH = 128
-# Transformers' usual 0.02 suits widths around 768. In layers as narrow as these it leaves new cross-attention, which takes
-# its standard deviation from the decoder's configuration, deaf for hundreds of steps.
+# Transformers' usual 0.02 suits widths around 768. In layers as narrow as these it leaves new cross-attention, which
+# takes its standard deviation from the decoder's configuration, deaf for hundreds of steps.
 INITIAL_STANDARD_DEVIATION = 0.08
 MAX_FEATURE_FRAMES = 1_000  # of 10 ms
 MAX_TOKENS = 64
