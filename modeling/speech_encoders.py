@@ -257,7 +257,7 @@ SPEECH_ENCODER_FAMILIES = (
         feature_encoder=("conv1", "conv2", "conv3", "groupnorm"),
     ),
     SpeechEncoderFamily(
-        ("parakeet_encoder", "parakeet_ctc"),
+        ("parakeet_encoder", "parakeet_ctc", "parakeet_rnnt", "parakeet_tdt"),
         output_lengths=_parakeet_lengths,
         input_name="input_features",
         model_class=ParakeetEncoder,

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny_models import (
     ENCODERS,
     MELS,
@@ -48,7 +49,8 @@ def trained(model: Any) -> set[str]:
 
 
 def test_the_tiny_models_cover_the_whole_table():
-    assert {family_name(name) for name in ENCODERS} == every_encoder_type() - {"parakeet_ctc"}  # a checkpoint's type
+    whole_checkpoints = {"parakeet_ctc", "parakeet_rnnt", "parakeet_tdt"}
+    assert {family_name(name) for name in ENCODERS} == every_encoder_type() - whole_checkpoints
 
 
 @every_encoder
@@ -82,6 +84,17 @@ def test_a_warm_start_hears_what_the_checkpoint_heard(name, tmp_path):
         assert torch.equal(model.encoder.backbone(**inputs).last_hidden_state, expected)
         assert torch.equal(heard.last_hidden_state, model.encoder.projection(expected))
     assert model.config.newly_initialized == ["encoder.projection"]
+
+
+@pytest.mark.parametrize("kind", ["RNNT", "TDT"])
+def test_transducers_of_parakeet_give_their_encoder_too(kind, tmp_path):
+    encoder = encoder_config("parakeet").to_dict()
+    config_class, model_class = (getattr(transformers, f"Parakeet{part}") for part in (f"{kind}Config", f"For{kind}"))
+    native = model_class(config_class(encoder_config=encoder, vocab_size=20, blank_token_id=19, decoder_hidden_size=8))
+    native.save_pretrained(tmp_path)
+    model: Any = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(tmp_path, tiny_model().decoder)
+    ours = model.encoder.backbone.state_dict()
+    assert all(torch.equal(ours[key], value) for key, value in native.encoder.state_dict().items())
 
 
 @every_encoder
