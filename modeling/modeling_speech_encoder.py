@@ -5,6 +5,8 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -50,6 +52,36 @@ class SpeechEncoderAdapterLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, T, D] to [B, T', D]."""
         return nn.functional.glu(self.conv(hidden_states.transpose(1, 2)), dim=1).transpose(1, 2).contiguous()
+
+
+def asked_outputs(
+    config: PreTrainedConfig, output_attentions: bool | None, output_hidden_states: bool | None
+) -> dict[str, bool]:
+    """Which further outputs a part shall return, from the call or else the whole model's configuration.
+
+    Nothing is said of those that neither asks for: an explicit None would hide the part's own configuration.
+    """
+    given = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+    settled = {name: getattr(config, name) or None if value is None else value for name, value in given.items()}
+    return {name: value for name, value in settled.items() if value is not None}
+
+
+@contextmanager
+def eager_attention(part: nn.Module, wanted: bool) -> Iterator[None]:
+    """Compute a part's attentions in the one way that returns them: fused kernels drop them without a word."""
+    if not wanted:
+        yield
+        return
+    modules: list[Any] = list(part.modules())  # Pegasus' layers have a copy of its configuration
+    configs = [each.config for each in modules if isinstance(getattr(each, "config", None), PreTrainedConfig)]
+    before = [(config, config._attn_implementation) for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
 
 
 class SpeechEncoder(PreTrainedModel):
@@ -219,14 +251,10 @@ class SpeechEncoder(PreTrainedModel):
         inputs, attention_mask = self._trim_window(inputs, attention_mask)
         inputs, attention_mask = self._fill_to_minimum(inputs, attention_mask)
         inputs, options = self._augment(inputs, attention_mask)
-        for name, value in (
-            ("output_attentions", output_attentions),
-            ("output_hidden_states", output_hidden_states),
-        ):
-            if value is not None:  # an explicit None would hide the configuration's value from the backbone
-                options[name] = value
+        asked = asked_outputs(self.config, output_attentions, output_hidden_states)
         heard = None if self._has_fixed_window else attention_mask
-        outputs = self._run_backbone(inputs, heard, options)
+        with eager_attention(self.backbone, bool(asked.get("output_attentions"))):
+            outputs = self._run_backbone(inputs, heard, options | asked)
         hidden_states, mask = self.join(outputs.last_hidden_state, heard)  # [B, T, output_size]
         output = SpeechEncoderOutput(
             last_hidden_state=hidden_states,

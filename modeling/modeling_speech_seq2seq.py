@@ -7,8 +7,7 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 import copy
 import inspect
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ from transformers.utils import logging
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
-from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
+from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family
@@ -169,9 +168,11 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         return embeddings
 
     def _check_ids_fit(self, vocabulary: int) -> None:
-        for name in TOKEN_IDS:
+        shared = () if self.config.ctc_vocab_size is not None else ("ctc_blank_token_id",)
+        for name in (*TOKEN_IDS, "decoder_prompt_token_ids", *shared):
             value = getattr(self.config, name)
-            if isinstance(value, int) and value >= vocabulary:
+            ids = value if isinstance(value, list) else [value]
+            if any(token_id is not None and token_id >= vocabulary for token_id in ids):
                 raise ValueError(f"{name}={value} would fall outside a vocabulary of {vocabulary} tokens")
 
     def freeze_feature_encoder(self) -> None:
@@ -379,15 +380,15 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             ValueError: the labels do not fit the decoder's positions or vocabulary; see also `SpeechEncoder.forward`.
         """
         decoder_kwargs = _decoder_arguments(kwargs)
-        asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-        with self._eager_attention(bool(output_attentions)):
-            encoded = self._encode(input_values, input_features, attention_mask, encoder_outputs, asked)
-            if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-            self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
-            if self._decoder_keeps_logits:
-                decoder_kwargs["logits_to_keep"] = logits_to_keep
-            hidden_states = cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous()
+        asked = asked_outputs(self.config, output_attentions, output_hidden_states)
+        encoded = self._encode(input_values, input_features, attention_mask, encoder_outputs, asked)
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
+        if self._decoder_keeps_logits:
+            decoder_kwargs["logits_to_keep"] = logits_to_keep
+        hidden_states = cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous()
+        with eager_attention(self.decoder, bool(asked.get("output_attentions"))):
             decoded = self.decoder(
                 input_ids=decoder_input_ids,
                 attention_mask=decoder_attention_mask,
@@ -396,7 +397,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
                 inputs_embeds=decoder_inputs_embeds,
                 past_key_values=past_key_values,
                 use_cache=use_cache if labels is None else False,
-                **{name: value for name, value in asked.items() if value is not None},
+                **asked,
                 **decoder_kwargs,
             )
         output = SpeechSeq2SeqOutput(
@@ -422,7 +423,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         encoder_outputs: Any,
-        asked: dict[str, bool | None],
+        asked: dict[str, bool],
     ) -> SpeechEncoderOutput:
         if encoder_outputs is not None:
             return self._ready_encoder_outputs(encoder_outputs, attention_mask)
@@ -510,22 +511,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
                 f"the text has {decoder_inputs.shape[1]} tokens, but the {self.config.decoder.model_type} decoder has "
                 f"positions for {limit}: shorten or split the transcripts"
             )
-
-    @contextmanager
-    def _eager_attention(self, wanted: bool) -> Iterator[None]:
-        """Compute attentions in the one way that returns them: fused kernels drop them without a word."""
-        if not wanted:
-            yield
-            return
-        parts = [cast(PreTrainedConfig, part) for part in (self.config.encoder, self.config.decoder)]
-        before = [part._attn_implementation for part in parts]
-        try:
-            for part in parts:
-                part._attn_implementation = "eager"
-            yield
-        finally:
-            for part, implementation in zip(parts, before, strict=True):
-                part._attn_implementation = implementation
 
     # Generation ------------------------------------------------------------------------------------------------------
 

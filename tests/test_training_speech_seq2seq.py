@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import DECODERS, ENCODERS, audio, labels, tiny_model
+from tiny_models import DECODERS, ENCODERS, VOCABULARY, audio, labels, tiny_model
 from tiny_training import arguments, collator, gradients, repeatable_model, rows, train
+from torch._dynamo.exc import Unsupported
 from transformers import Seq2SeqTrainer, Trainer
 
 from speechgraft.modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
@@ -522,10 +523,190 @@ def test_a_batch_has_the_loss_of_its_clips_one_by_one(encoder: str) -> None:
     both = audio(encoder, *sizes)
     together = model(**both, labels=transcripts, num_items_in_batch=9).loss
     apart = 0.0
-    for row, size in enumerate(sizes):
+    for row in range(len(sizes)):
         frames = int(both["attention_mask"][row].sum())
         alone = {name: value[row : row + 1] for name, value in both.items()}
         if encoder != "whisper":  # its window stays
             alone = {name: value[:, :frames] for name, value in alone.items()}
         apart += model(**alone, labels=transcripts[row : row + 1, : (3, 6)[row]], num_items_in_batch=9).loss
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
+# Resizing the vocabulary --------------------------------------------------------------------------------------------
+
+IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_new_tokens_can_be_added_and_old_ones_keep_their_meaning(tmp_path: Path, decoder: str) -> None:
+    model = tiny_model(decoder=decoder, ctc_weight=0.3)
+    before = {name: getattr(model.config, name) for name in IDS}
+    batch = {**audio("wav2vec2-layer", 9600), "labels": labels(4, end=model.config.eos_token_id)}
+    with torch.no_grad():
+        old = model(**batch)
+        embeddings = model.resize_token_embeddings(VOCABULARY + 3)
+        new = model(**batch)
+    torch.testing.assert_close(new.logits[..., :VOCABULARY], old.logits)
+    torch.testing.assert_close(new.ctc_logits[..., :VOCABULARY], old.ctc_logits)
+    sizes = {embeddings.num_embeddings, new.logits.shape[-1], new.ctc_logits.shape[-1], model.config.vocab_size}
+    assert sizes == {VOCABULARY + 3} == {model.config.decoder.vocab_size, model.get_input_embeddings().num_embeddings}
+    assert {name: getattr(model.config, name) for name in IDS} == before
+
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**batch).logits, new.logits, rtol=0, atol=0)
+        torch.testing.assert_close(loaded(**batch).ctc_logits, new.ctc_logits, rtol=0, atol=0)
+    assert {name: getattr(loaded.generation_config, name) for name in IDS} == before
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_heads_that_were_tied_stay_tied_after_resizing(decoder: str) -> None:
+    model = tiny_model(decoder=decoder)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = inputs.weight is outputs.weight
+    model.resize_token_embeddings(VOCABULARY + 3)
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    assert (inputs.weight is outputs.weight) == tied
+    assert outputs.weight.shape[0] == VOCABULARY + 3
+
+
+def test_resized_models_train_on_the_new_tokens() -> None:
+    model = repeatable_model(ctc_weight=0.3).train()
+    model.resize_token_embeddings(pad_to_multiple_of=8)
+    assert model.config.vocab_size == 24
+    found = gradients(model, **audio("wav2vec2", 12800), labels=torch.tensor([[22, 23, 3]]))
+    assert found["ctc_head.weight"][22:].any() and found["decoder.bert.embeddings.word_embeddings.weight"][22:].any()
+
+
+def test_resizing_leaves_a_ctc_vocabulary_of_its_own_alone() -> None:
+    model = tiny_model(ctc_weight=0.3, ctc_vocab_size=9)
+    model.resize_token_embeddings(VOCABULARY + 3)
+    assert model.ctc_head.out_features == 9 == model.config.ctc_vocab_size
+
+
+@pytest.mark.parametrize("name", ["eos_token_id", "ctc_blank_token_id", "decoder_prompt_token_ids"])
+def test_shrinking_below_a_token_in_use_is_refused(name: str) -> None:
+    fields = {name: [15] if name == "decoder_prompt_token_ids" else 15}
+    model = tiny_model(ctc_weight=0.3, **fields)
+    with pytest.raises(ValueError, match=name):
+        model.resize_token_embeddings(12)
+    assert model.config.vocab_size == VOCABULARY
+
+
+def test_native_class_cannot_resize() -> None:
+    with pytest.raises(NotImplementedError):
+        tiny_model().to_native().resize_token_embeddings(VOCABULARY + 3)
+
+
+# Compilation and attentions -----------------------------------------------------------------------------------------
+
+
+def compiled_step(encoder: str, decoder: str = "bert") -> None:
+    """A training step with SpecAugment, CTC and smoothing in one graph, against the same step without compilation."""
+    model = tiny_model(encoder, decoder, ctc_weight=0.3, **AUGMENTS["both"]).train()
+    transcripts = labels(3, 5, end=model.config.eos_token_id)
+    batch = {**audio(encoder, 9600, 12800), "labels": transcripts, "smoothing": 0.1, "num_items_in_batch": 8}
+    torch.manual_seed(0)
+    expected = gradients(model, **batch)
+    loss = {}
+    torch.compiler.reset()
+    for name, step in (("eager", model), ("compiled", torch.compile(model, backend="eager", fullgraph=True))):
+        torch.manual_seed(0)
+        loss[name] = step(**batch).loss
+    torch.testing.assert_close(loss["compiled"], loss["eager"])
+    model.zero_grad(set_to_none=True)
+    loss["compiled"].backward()
+    found = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+    assert_same_gradients(found, expected)
+
+
+def test_a_training_step_with_masks_and_ctc_compiles_into_one_graph() -> None:
+    compiled_step("wav2vec2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "wav2vec2"])
+def test_a_training_step_of_every_encoder_compiles_into_one_graph(encoder: str) -> None:
+    compiled_step(encoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", [name for name in DECODERS if name != "bert"])
+def test_a_training_step_of_every_decoder_compiles_into_one_graph(decoder: str) -> None:
+    compiled_step("hubert", decoder)
+
+
+def test_native_training_step_breaks_the_graph() -> None:
+    native = tiny_model().to_native().train()
+    native.encoder.feature_extractor._requires_grad = True  # as built
+    native.config.decoder_start_token_id, native.config.pad_token_id = 2, 0
+    torch.compiler.reset()
+    with pytest.raises(Unsupported):
+        torch.compile(native, backend="eager", fullgraph=True)(**audio("wav2vec2", 9600), labels=labels(3))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_attentions_asked_for_come_back_and_change_nothing(decoder: str) -> None:
+    model = tiny_model("wav2vec2-layer", decoder)
+    batch = {**audio("wav2vec2", 9600, 12800), "labels": labels(3, 5)}
+    with torch.no_grad():
+        plain = model(**batch)
+        output = model(**batch, output_attentions=True)
+        again = model(**batch)
+    layers, frames = model.config.num_hidden_layers, output.encoder_last_hidden_state.shape[1]
+    assert plain.cross_attentions is None or not any(value is not None for value in plain.cross_attentions)
+    assert [tuple(value.shape) for value in output.cross_attentions] == layers * [(2, 2, 5, frames)]
+    assert [tuple(value.shape) for value in output.decoder_attentions] == layers * [(2, 2, 5, 5)]
+    assert [tuple(value.shape) for value in output.encoder_attentions] == 2 * [(2, 2, frames, frames)]
+    for weights in output.cross_attentions:
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 2, 5))
+        assert not weights[~output.encoder_attention_mask[:, None, None].expand_as(weights)].any()
+    torch.testing.assert_close(output.logits, plain.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.logits, plain.logits, rtol=0, atol=0)
+    eager = tiny_model("wav2vec2-layer", decoder)
+    eager.set_attn_implementation("eager")
+    with torch.no_grad():
+        reference = eager(**batch, output_attentions=True)
+    for ours, theirs in zip(output.cross_attentions, reference.cross_attentions, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_attentions_and_hidden_states_come_when_the_configuration_asks_and_from_the_encoder_alone() -> None:
+    model, batch = tiny_model("wav2vec2-layer"), audio("wav2vec2", 9600)
+    weights = model.get_encoder()(**batch, output_attentions=True).attentions
+    assert len(weights) == 2
+    torch.testing.assert_close(weights[0].sum(dim=-1), torch.ones(weights[0].shape[:-1]))
+    model.config.output_hidden_states = True
+    assert len(model(**batch, labels=labels(3)).encoder_hidden_states) == 3
+    assert model(**batch, labels=labels(3), output_hidden_states=False).decoder_hidden_states is None
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    assert len(model(**batch, labels=labels(3)).cross_attentions) == 2
+
+
+def test_native_class_gives_no_cross_attentions_under_sdpa() -> None:
+    native = tiny_model().to_native()
+    native.config.decoder_start_token_id, native.config.pad_token_id = 2, 0
+    output = native(**audio("wav2vec2", 9600), labels=labels(3), output_attentions=True)
+    assert not output.cross_attentions or any(value is None for value in output.cross_attentions)
+
+
+def test_int8_weights_survive_saving(tmp_path: Path) -> None:
+    pytest.importorskip("torchao", reason="torchao is not installed: nothing else here needs it")
+    from torchao.quantization import Int8WeightOnlyConfig  # pyright: ignore[reportMissingImports]
+    from transformers import TorchAoConfig
+
+    model = tiny_model(ctc_weight=0.3)
+    model.save_pretrained(tmp_path / "full")
+    quantized = type(model).from_pretrained(
+        tmp_path / "full", quantization_config=TorchAoConfig(Int8WeightOnlyConfig())
+    )
+    quantized.save_pretrained(tmp_path / "int8")
+    loaded = type(model).from_pretrained(tmp_path / "int8")
+    batch = {**audio("wav2vec2", 9600), "labels": labels(4)}
+    with torch.no_grad():
+        logits = [each(**batch).logits for each in (model, quantized, loaded)]
+    torch.testing.assert_close(logits[2], logits[1], rtol=0, atol=0)
+    torch.testing.assert_close(logits[1], logits[0], rtol=0.1, atol=0.05)
+    assert not torch.equal(logits[1], logits[0])
