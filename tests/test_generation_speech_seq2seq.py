@@ -296,6 +296,7 @@ def test_by_default_the_text_is_not_cut_after_twenty_tokens():
     assert tiny_model("wav2vec2", "m2m_100").generation_config.max_length == 448
 
 
+@pytest.mark.filterwarnings("ignore:Unfeasible length")
 @pytest.mark.parametrize("decoder", ["bert", "roberta", "gpt2", "bart", "whisper"])
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}])
 def test_more_tokens_than_the_decoder_has_positions_are_cut_and_not_a_crash(decoder, options):
