@@ -35,7 +35,7 @@ class PublishesItsCode:
 
     published_as: ClassVar[tuple[str, ...]] = ()  # names of the Auto classes that find the class in a checkpoint
     published_in: ClassVar[str] = "config.json"  # the file where they look
-    publishes_code: ClassVar[bool] = False
+    publishes_code: bool = False  # set on a class by registering it, on an instance by those who upload it
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
@@ -50,8 +50,9 @@ class PublishesItsCode:
             cls.published_as = (*cls.published_as, name)
 
     def published_classes(self) -> list[type]:
-        """The classes that loading needs; a model's include its configuration's."""
-        return [type(self)]
+        """The classes that loading needs: this one, and for a model its configuration's."""
+        config = getattr(self, "config", None)
+        return [type(self)] if config is None else [type(config), type(self)]
 
     def publish_code(self, folder: str | Path) -> None:
         """Copy the code into a folder where this is saved, and note there which Auto class finds what."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_speech_seq2seq import SpeechEncoderConfig
+from ..configuration.published_code import PublishesItsCode
 from .spec_augment import span_mask
 from .speech_encoders import Lengths, speech_encoder_family
 
@@ -84,7 +85,7 @@ def eager_attention(part: nn.Module, wanted: bool) -> Iterator[None]:
             config._attn_implementation = implementation
 
 
-class SpeechEncoder(PreTrainedModel):
+class SpeechEncoder(PublishesItsCode, PreTrainedModel):
     """Any speech encoder of the table, with an optional adapter and a projection where the widths differ.
 
     Args:
@@ -95,6 +96,7 @@ class SpeechEncoder(PreTrainedModel):
 
     config: SpeechEncoderConfig
     base_model_prefix = "speech_encoder"
+    published_as = ("AutoModel",)
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True

@@ -272,10 +272,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def published_classes(self) -> list[type]:
-        """The model's class and its configuration's."""
-        return [type(self.config), type(self)]
-
     def push_to_hub(  # type: ignore[override]
         self, repo_id: str, processor: Any = None, metrics: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> str:

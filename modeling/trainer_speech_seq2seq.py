@@ -5,6 +5,8 @@ from typing import Any, cast
 import torch
 from transformers import Seq2SeqTrainer
 
+from ..configuration.published_code import PublishesItsCode
+
 
 class SpeechSeq2SeqTrainer(Seq2SeqTrainer):
     """Trains a `SpeechSeq2SeqModel`; `Trainer` and `Seq2SeqTrainer` do too, but log the total loss alone.
@@ -18,6 +20,19 @@ class SpeechSeq2SeqTrainer(Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         self._loss_sums: dict[str, torch.Tensor] = {}
         self._steps_before = 0  # optimiser steps that were done when the sums were empty
+        if self.args.push_to_hub:
+            self._save_with_code()
+
+    def _save_with_code(self) -> None:
+        """Let what is saved from now on be usable by people who have not installed this package."""
+        for part in (self.model, self.processing_class):
+            if isinstance(part, PublishesItsCode):
+                part.publishes_code = True
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer, with the code."""
+        self._save_with_code()
+        return super().push_to_hub(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer."""

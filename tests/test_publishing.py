@@ -1,6 +1,7 @@
 """Published checkpoints: people without this package load them, use them, and pass them on."""
 
 import ast
+import copy
 import json
 import subprocess
 import sys
@@ -11,14 +12,23 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_models import audio, tiny_config, tiny_model
+from tiny_models import audio, encoder_config, tiny_config, tiny_model
 from tiny_recognizers import noise, save_recognizer
-from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 from speechgraft import (
+    SpeechEncoder,
+    SpeechEncoderConfig,
     SpeechSeq2SeqConfig,
     SpeechSeq2SeqModel,
     SpeechSeq2SeqProcessor,
+    SpeechSeq2SeqTrainer,
     publish_pretrained,
 )
 from speechgraft.configuration import published_code
@@ -152,7 +162,7 @@ def test_a_folder_saved_plainly_points_to_no_code(parts, tmp_path):
 @pytest.fixture
 def registered():
     """Undo `register_for_auto_class`, which holds for the whole process."""
-    classes = (SpeechSeq2SeqConfig, SpeechSeq2SeqModel, SpeechSeq2SeqProcessor)
+    classes = (SpeechEncoder, SpeechEncoderConfig, SpeechSeq2SeqConfig, SpeechSeq2SeqModel, SpeechSeq2SeqProcessor)
     before = [(one.publishes_code, one.published_as) for one in classes]
     yield
     for one, (publishes_code, published_as) in zip(classes, before, strict=True):
@@ -289,6 +299,36 @@ def test_a_model_card_that_somebody_wrote_is_not_overwritten(parts, hub, tmp_pat
     (tmp_path / "README.md").write_text("mine")
     publish_pretrained(parts[0], tmp_path, metrics={"wer": 0.1})
     assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_trainer_pushes_the_code_too(parts, tmp_path, monkeypatch):
+    """Trainer uploads its own folder, by a way of its own: what it saves there must be complete."""
+    model, processor = SpeechSeq2SeqModel(parts[0].config), copy.copy(parts[1])
+    arguments = Seq2SeqTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = SpeechSeq2SeqTrainer(model, arguments, processing_class=processor)
+    trainer.save_model()
+    assert python_files(tmp_path) == []
+    monkeypatch.setattr(Seq2SeqTrainer, "push_to_hub", lambda self: self.save_model())
+    trainer.push_to_hub()
+    assert {"modeling_speech_seq2seq.py", "processing_speech_seq2seq.py"} <= set(python_files(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == AUTO_MAP
+    settings = json.loads((tmp_path / "processor_config.json").read_text())
+    assert "auto_map" in settings and "publishes_code" not in settings
+    assert not SpeechSeq2SeqModel.publishes_code and not SpeechSeq2SeqProcessor.publishes_code
+
+
+def test_an_encoder_alone_is_published_too(registered, tmp_path):
+    SpeechEncoder.register_for_auto_class("AutoModel")
+    encoder = SpeechEncoder(SpeechEncoderConfig(encoder=encoder_config("wav2vec2"), adapter_layers=1))
+    encoder.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_speech_seq2seq.SpeechEncoderConfig",
+        "AutoModel": "modeling_speech_encoder.SpeechEncoder",
+    }
+    assert "speech_encoders.py" in python_files(tmp_path)
+    again = SpeechEncoder.from_pretrained(tmp_path)
+    inputs = audio("wav2vec2", 3000)
+    assert torch.equal(again(**inputs).last_hidden_state, encoder.eval()(**inputs).last_hidden_state)
 
 
 # The model card --------------------------------------------------------------------------------------------------
