@@ -11,31 +11,17 @@ from dataclasses import dataclass
 
 from .espeak_speech import EspeakVoice, SpokenUtterance, speak_all
 
-_PERSONS = (
-    "my sister", "our teacher", "the neighbour", "a young doctor", "the captain", "his brother", "the farmer",
-    "their daughter", "a tired sailor", "the baker", "my uncle", "the gardener", "an old singer", "her cousin",
-)  # fmt: skip
-_DEEDS = (
-    "bought", "found", "painted", "carried", "sold", "wanted", "counted", "cleaned", "dropped", "borrowed", "noticed",
-    "forgot", "collected", "repaired",
-)  # fmt: skip
-_NUMBERS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twenty", "many")
-_QUALITIES = (
-    "red", "green", "blue", "yellow", "small", "heavy", "broken", "wooden", "silver", "purple", "empty", "beautiful",
-)  # fmt: skip
-_THINGS = (
-    "apples", "boxes", "horses", "bottles", "chairs", "candles", "lemons", "letters", "windows", "hammers", "baskets",
-    "umbrellas", "bicycles", "carpets",
-)  # fmt: skip
+# Few words, and none that sounds like another: a few thousand short clips must be enough to learn all of them from.
+_PERSONS = ("my sister", "our teacher", "a young doctor", "the captain", "the farmer", "my uncle", "an old singer")
+_DEEDS = ("bought", "painted", "carried", "sold", "counted", "borrowed", "forgot")
+_NUMBERS = ("two", "five", "six", "seven", "eleven", "twenty", "many")
+_QUALITIES = ("red", "green", "yellow", "heavy", "wooden", "beautiful")
+_THINGS = ("apples", "boxes", "horses", "candles", "lemons", "windows", "umbrellas", "bicycles")
 _PLACES = (
-    "in the kitchen", "near the river", "behind the station", "at the market", "under the bridge",
-    "beside the library", "on the mountain", "outside the hospital", "in the garden", "by the harbour",
-    "across the street", "above the village",
+    "in the kitchen", "near the river", "behind the station", "under the bridge", "on the mountain",
+    "outside the hospital",
 )  # fmt: skip
-_TIMES = (
-    "on monday", "on tuesday", "on friday", "on sunday", "last night", "this morning", "before lunch", "after dinner",
-    "in january", "in august", "yesterday", "at midnight",
-)  # fmt: skip
+_TIMES = ("on monday", "last night", "this morning", "before lunch", "in january", "at midnight")
 
 _SLOTS = {
     "person": _PERSONS,
