@@ -141,7 +141,7 @@ def test_with_and_without_a_cache_the_text_is_that_of_whole_forward_passes(decod
     assert_same(scored(model, batch, use_cache=False), expected)
 
 
-@pytest.mark.parametrize("decoder", ["bert", "roberta", "gpt2", "bart", "mbart", "xglm"])
+@pytest.mark.parametrize("decoder", DECODERS)
 def test_a_static_cache_changes_no_token(decoder):
     model = lively("wav2vec2-layer", decoder)
     batch = audio("wav2vec2-layer", 3000, 4800)
@@ -235,6 +235,8 @@ def test_assisted_decoding_gives_the_text_of_the_model_itself(shares_encoder, ma
     expected = generate(model, batch)
     assert torch.equal(generate(model, batch, assistant_model=assistant), expected)
     assert torch.equal(generate(model, batch, prompt_lookup_num_tokens=2), expected)
+    given = {"encoder_outputs": model.get_encoder()(**batch)}
+    assert torch.equal(generate(model, given, assistant_model=assistant), expected)
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 4}, {"do_sample": True, "top_k": 0}], ids=["beams", "sampling"])
