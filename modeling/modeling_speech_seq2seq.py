@@ -199,8 +199,16 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         """Carry the configuration's token ids, which training uses, over to generation.
 
         Raises:
-            ValueError: `generation_config` was given an id of its own: training would not know it.
+            ValueError: `generation_config` was given an id of its own: training would not know it. Or the padding is
+                not the token that the decoder counts its positions from.
         """
+        if self.family.positions_start_after_padding:
+            built_with = cast(nn.Embedding, self.get_input_embeddings()).padding_idx
+            if self.config.pad_token_id != built_with:
+                raise ValueError(
+                    f"pad_token_id must stay {built_with}, got {self.config.pad_token_id}: "
+                    f"{self.decoder.config.model_type} counts positions from it, so all of them would move"
+                )
         for name in TOKEN_IDS:
             ours, theirs = getattr(self.config, name), getattr(self.generation_config, name, None)
             agreed = self._agreed_token_ids.get(name)

@@ -285,6 +285,7 @@ TEXT_DECODER_FAMILIES = (
         model_class=M2M100TextDecoder,
         checkpoint_renames=SHARED_EMBEDDINGS,
         position_limit=None,
+        positions_start_after_padding=True,
     ),
     TextDecoderFamily(
         ("whisper",),

@@ -710,3 +710,13 @@ def test_int8_weights_survive_saving(tmp_path: Path) -> None:
     torch.testing.assert_close(logits[2], logits[1], rtol=0, atol=0)
     torch.testing.assert_close(logits[1], logits[0], rtol=0.1, atol=0.05)
     assert not torch.equal(logits[1], logits[0])
+
+
+@pytest.mark.parametrize("decoder", ["roberta", "xlm-roberta", "m2m_100"])
+def test_a_padding_token_that_would_move_all_positions_after_saving_is_refused(tmp_path: Path, decoder: str) -> None:
+    """These decoders count positions from the padding token that they were built with."""
+    model = tiny_model(decoder=decoder)
+    model.config.pad_token_id = 5
+    for use in (model.agree_on_token_ids, lambda: model.save_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match="pad_token_id must stay 1"):
+            use()

@@ -374,10 +374,11 @@ def test_training_and_generation_start_and_end_alike_from_build_to_reload(family
     model.save_pretrained(tmp_path / "saved")
     again = SpeechSeq2SeqModel.from_pretrained(tmp_path / "saved")
     assert_agreed(again, EXPECTED_IDS[family])
-    again.config.decoder_start_token_id, again.config.eos_token_id, again.config.pad_token_id = 7, 8, 9
-    assert_agreed_after_use(again, (7, 8, 9))
+    pad = again.config.pad_token_id if again.family.positions_start_after_padding else 9
+    again.config.decoder_start_token_id, again.config.eos_token_id, again.config.pad_token_id = 7, 8, pad
+    assert_agreed_after_use(again, (7, 8, pad))
     again.save_pretrained(tmp_path / "edited")
-    assert_agreed(SpeechSeq2SeqModel.from_pretrained(tmp_path / "edited"), (7, 8, 9))
+    assert_agreed(SpeechSeq2SeqModel.from_pretrained(tmp_path / "edited"), (7, 8, pad))
 
 
 def assert_agreed_after_use(model: Any, expected: tuple[int, ...]) -> None:
