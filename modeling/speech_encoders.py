@@ -130,6 +130,8 @@ class SpeechEncoderFamily:
             their names, lengths of their input. The padding there is set to zero, as is what lies beyond the edge of
             a clip that stands alone.
         unused: attributes that Transformers builds and never computes with.
+        bypassed: linear layers whose weights Transformers takes without calling them: low-rank adapters there would
+            neither be heard nor trained.
     """
 
     model_types: tuple[str, ...]
@@ -146,6 +148,7 @@ class SpeechEncoderFamily:
     least_frames: int | str = 1
     leaking_convolutions: tuple[tuple[str, Lengths], ...] = ()
     unused: tuple[str, ...] = ()
+    bypassed: tuple[str, ...] = ()
 
     def backbone_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the backbone for a configuration of this family."""
@@ -193,9 +196,15 @@ ENCODER_HALF = ((r"^model\.encoder\.", ""),)
 
 SPEECH_ENCODER_FAMILIES = (
     SpeechEncoderFamily(
-        ("wav2vec2", "wavlm"),
+        ("wav2vec2",),
         output_lengths=_lengths,
         hidden_lengths=_hidden_lengths,
+    ),
+    SpeechEncoderFamily(
+        ("wavlm",),
+        output_lengths=_lengths,
+        hidden_lengths=_hidden_lengths,
+        bypassed=("q_proj", "k_proj", "v_proj", "out_proj"),
     ),
     SpeechEncoderFamily(
         ("wav2vec2-conformer",),
