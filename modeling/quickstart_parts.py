@@ -29,19 +29,20 @@ from .sequence_losses import ctc_loss, normalizer
 
 MEL_BINS = 40
 WIDTH = 128
-# Transformers' usual 0.02 suits widths around 768. In layers as narrow as these it leaves new cross-attention, which
-# takes its standard deviation from the decoder's configuration, deaf for hundreds of steps.
-INITIAL_STANDARD_DEVIATION = 0.08
+# Standard deviation of random weights. Transformers' usual 0.02 suits widths around 768: in layers as narrow as these
+# it leaves new cross-attention, which takes it from the decoder's configuration, deaf for hundreds of steps.
+ENCODER_INITIAL_STD = 0.04
+DECODER_INITIAL_STD = 0.08
 MAX_FEATURE_FRAMES = 1_000  # of 10 ms
 MAX_TOKENS = 64
 VOCABULARY_SIZE = 1_000  # most WordPiece tokens to learn: enough for every word of the corpus to be whole
 # Spans of the input that are silenced in training: without them the encoder learns its few speakers by heart.
 SPEC_AUGMENT = {
     "apply_spec_augment": True,
-    "mask_time_prob": 0.05,
+    "mask_time_prob": 0.03,
     "mask_time_length": 10,
     "mask_time_min_masks": 1,
-    "mask_feature_prob": 0.15,
+    "mask_feature_prob": 0.1,
     "mask_feature_length": 5,
     "mask_feature_min_masks": 1,
 }
@@ -68,7 +69,7 @@ def make_text_decoder(tokenizer: BertTokenizer) -> BertLMHeadModel:
         num_attention_heads=4,
         intermediate_size=2 * WIDTH,
         max_position_embeddings=MAX_TOKENS,
-        initializer_range=INITIAL_STANDARD_DEVIATION,
+        initializer_range=DECODER_INITIAL_STD,
         pad_token_id=cast(int, tokenizer.pad_token_id),
         is_decoder=True,
     )
@@ -113,6 +114,7 @@ class CtcPretrainingModel(nn.Module):
             input_feat_per_channel=MEL_BINS,
             max_source_positions=MAX_FEATURE_FRAMES,
             activation_function="gelu",
+            init_std=ENCODER_INITIAL_STD,
         )
         self.encoder = SpeechEncoder(SpeechEncoderConfig(encoder=backbone_config, **SPEC_AUGMENT))
         self.ctc_head = nn.Linear(WIDTH, vocabulary_size)

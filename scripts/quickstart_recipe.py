@@ -195,7 +195,7 @@ def pretrain_decoder(
         return {**encoded, "labels": labels}
 
     model = make_text_decoder(tokenizer)
-    arguments = training_arguments(folder, options, options.decoder_steps, 2e-3, train_sampling_strategy="random")
+    arguments = training_arguments(folder, options, options.decoder_steps, 2e-3)
     trainer = Trainer(model, arguments, data_collator=collate, train_dataset=sentences)  # type: ignore[arg-type]
     show_progress(trainer, "next token")
     trainer.train()
@@ -254,7 +254,6 @@ def training_arguments(
         "warmup_steps": max(1, steps // 10),
         "adam_beta2": 0.98,
         "weight_decay": 0.01,
-        "train_sampling_strategy": "group_by_length",
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "logging_steps": LOGGING_STEPS,
