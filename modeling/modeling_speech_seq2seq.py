@@ -184,9 +184,12 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         self.encoder.freeze_backbone()
 
     def freeze_decoder(self) -> None:
-        """Exclude the pretrained decoder from training, all but its cross-attention."""
+        """Exclude the pretrained decoder from training; cross-attention and what no checkpoint held still learn."""
+        new = [f"{name}." for name in self.config.newly_initialized or ()]
         for name, parameter in self.decoder.named_parameters():
-            parameter.requires_grad_(any(part in self.family.cross_attention for part in name.split(".")))
+            is_new = any(f"decoder.{name}.".startswith(module) for module in new)
+            listens = any(part in self.family.cross_attention for part in name.split("."))
+            parameter.requires_grad_(is_new or listens)
 
     # Token ids -------------------------------------------------------------------------------------------------------
 
