@@ -53,7 +53,7 @@ def plot_losses(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
             axes.plot([step for step, _ in curve], [loss for _, loss in curve], label=name)
         axes.set_title(title)
         axes.set_xlabel("optimiser step")
-        axes.set_ylim(bottom=0)
+        axes.set_yscale("log")  # CTC starts so high that the rest would look flat
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     all_axes[0].set_ylabel("loss per token")
@@ -63,17 +63,17 @@ def plot_losses(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
 def plot_cross_attention(
     attention: np.ndarray,
     tokens: Sequence[str],
-    duration_s: float,
+    frame_s: float,
     path: Path,
     title: str = "",
-    word_starts_s: Mapping[str, float] | Sequence[tuple[str, float]] = (),
+    word_starts_s: Sequence[tuple[str, float]] = (),
 ) -> None:
     """Draw which part of the audio each token was read from, and save the picture.
 
     Args:
         attention: [S, T], rows sum to 1; average or choose layers and heads before.
         tokens: the S tokens, in order.
-        duration_s: length of the audio that the T frames cover, in seconds.
+        frame_s: seconds from one encoder frame to the next; frame t is drawn around `t * frame_s`.
         path: where to save; the ending tells the format.
         title: above the picture.
         word_starts_s: words and the times at which they really start, in seconds, to compare with.
@@ -86,21 +86,21 @@ def plot_cross_attention(
         raise ValueError(f"{len(tokens)} tokens need attention of shape [{len(tokens)}, T], got {attention.shape}")
     figure = _figure(width_in=9.0, height_in=1.6 + 0.32 * len(tokens))
     axes = figure.subplots()
-    image = axes.imshow(
-        attention, aspect="auto", origin="upper", extent=(0.0, duration_s, len(tokens) - 0.5, -0.5), cmap="magma"
-    )
+    frames = attention.shape[1]
+    extent = (-0.5 * frame_s, (frames - 0.5) * frame_s, len(tokens) - 0.5, -0.5)
+    image = axes.imshow(attention, aspect="auto", origin="upper", extent=extent, cmap="magma")
+    axes.set_xlim(0, (frames - 0.5) * frame_s)
     axes.set_yticks(range(len(tokens)), tokens)
     axes.set_xlabel("audio (s)")
     axes.set_ylabel("decoder output")
     _mark_words(axes, word_starts_s)
-    axes.set_title(title, pad=28 if word_starts_s else 8, fontsize=10)
+    axes.set_title(title, pad=34 if word_starts_s else 8, fontsize=10)
     figure.colorbar(image, label="attention", pad=0.02)
     figure.savefig(path)
 
 
-def _mark_words(axes: Any, word_starts_s: Mapping[str, float] | Sequence[tuple[str, float]]) -> None:
-    starts = list(word_starts_s.items() if isinstance(word_starts_s, Mapping) else word_starts_s)
-    for word, start_s in starts:
+def _mark_words(axes: Any, word_starts_s: Sequence[tuple[str, float]]) -> None:
+    for word, start_s in word_starts_s:
         axes.axvline(start_s, color="white", linewidth=0.7, linestyle=":")
         axes.text(start_s, -0.7, word, rotation=30, fontsize=7, ha="left", va="bottom")
 

@@ -333,7 +333,9 @@ def draw_cross_attention(
     attention = outputs.cross_attentions[-1][0].mean(dim=0)  # [S, T]
     tokens = processor.tokenizer.convert_ids_to_tokens(token_ids[0, 1:])
     words = [(word.text, word.start_s) for word in clip.words]
-    plot_cross_attention(attention.numpy(), tokens, clip.duration_s, path, f"{clip.voice.name}: {clip.text}", words)
+    title = f"{clip.voice.name}: last decoder layer, mean over its heads; dotted: where espeak-ng starts each word"
+    frame_s = model.config.inputs_to_logits_ratio * processor.input_step_s
+    plot_cross_attention(attention.numpy(), tokens, frame_s, path, title, words)
 
 
 def print_summary(result: QuickstartResult, options: QuickstartOptions) -> None:

@@ -246,20 +246,21 @@ def test_attention_is_drawn_with_a_label_for_each_token_on_an_axis_in_seconds(mo
     monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), savefig(self, path)))
     attention = np.eye(3, 8)
     plot_cross_attention(
-        attention, ["a", "b", "[SEP]"], 1.6, tmp_path / "a.png", word_starts_s=[("a", 0.0), ("b", 0.4)]
+        attention, ["a", "b", "[SEP]"], 0.2, tmp_path / "a.png", word_starts_s=[("a", 0.0), ("b", 0.4)]
     )
     axes = figures[0].axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b", "[SEP]"]
-    assert axes.get_xlim() == (0, 1.6)
+    assert axes.get_xlim() == pytest.approx((0, 1.5))
     assert np.array_equal(axes.images[0].get_array(), attention)
-    assert axes.images[0].get_extent()[:2] == [0, 1.6]
+    assert axes.images[0].get_extent()[:2] == pytest.approx([-0.1, 1.5])
+    assert [text.get_text() for text in axes.texts] == ["a", "b"]
     assert (tmp_path / "a.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
 @needs_matplotlib
 def test_tokens_that_do_not_fit_the_attention_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"2 tokens need attention of shape \[2, T\]"):
-        plot_cross_attention(np.eye(3, 8), ["a", "b"], 1.0, tmp_path / "a.png")
+        plot_cross_attention(np.eye(3, 8), ["a", "b"], 0.2, tmp_path / "a.png")
 
 
 def test_pictures_without_matplotlib_name_the_extra(monkeypatch, tmp_path):
