@@ -124,8 +124,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         """Classes of the layers that must stay whole on one device: those that are really there, in both halves."""
         return {type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)}
 
-    # Parts -----------------------------------------------------------------------------------------------------------
-
     def get_encoder(self, modality: str | None = None) -> SpeechEncoder:
         """The encoder, whose output is ready for cross-attention."""
         return self.encoder
@@ -191,8 +189,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             listens = any(part in self.family.cross_attention for part in name.split("."))
             parameter.requires_grad_(is_new or listens)
 
-    # Token ids -------------------------------------------------------------------------------------------------------
-
     def _adopt_generation_defaults(self) -> None:
         limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
         self.generation_config.max_length = min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
@@ -250,8 +246,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
                 f"model.config.{name} from your tokenizer"
             )
         return value
-
-    # Loading and saving ----------------------------------------------------------------------------------------------
 
     @classmethod
     def from_encoder_decoder_pretrained(cls, encoder: Any, decoder: Any = None, **kwargs: Any) -> "SpeechSeq2SeqModel":
@@ -336,8 +330,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         native.generation_config = copy.deepcopy(self.generation_config)
         return native
 
-    # Forward ---------------------------------------------------------------------------------------------------------
-
     def forward(
         self,
         input_values: torch.Tensor | None = None,
@@ -384,7 +376,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
 
         Raises:
             TypeError: an argument is unknown.
-            ValueError: the labels do not fit the decoder's positions or vocabulary; see also `SpeechEncoder.forward`.
+            ValueError: the labels do not fit the decoder's positions; see also `SpeechEncoder.forward`.
         """
         decoder_kwargs = _decoder_arguments(kwargs)
         asked = asked_outputs(self.config, output_attentions, output_hidden_states)
@@ -518,8 +510,6 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
                 f"the text has {decoder_inputs.shape[1]} tokens, but the {self.config.decoder.model_type} decoder has "
                 f"positions for {limit}: shorten or split the transcripts"
             )
-
-    # Generation ------------------------------------------------------------------------------------------------------
 
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         self.agree_on_token_ids()
