@@ -217,7 +217,8 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             and no-timestamps tokens); empty for most decoders.
         ctc_weight: share of the CTC loss in `(1 - ctc_weight) * decoder loss + ctc_weight * CTC loss`. Above 0 the
             model has a CTC head.
-        ctc_vocab_size: outputs of the CTC head; None takes the decoder's vocabulary.
+        ctc_characters: alphabet of a CTC head that spells: output `i + 1` is character `i`, output 0 the blank.
+        ctc_vocab_size: outputs of the CTC head; None takes those of `ctc_characters`, else the decoder's vocabulary.
         ctc_blank_token_id: the blank's place in the head's vocabulary; None takes the decoder's padding token, or 0
             for a vocabulary of the head's own.
         newly_initialized: names of the modules that no checkpoint supplied when the model was built: cross-attention,
@@ -250,6 +251,7 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
     decoder: Any = None  # likewise
     decoder_prompt_token_ids: list[int] = field(default_factory=list)
     ctc_weight: float | int = 0.0
+    ctc_characters: str | None = None
     ctc_vocab_size: int | None = None
     ctc_blank_token_id: int | None = None
     newly_initialized: list[str] = field(default_factory=list)
@@ -266,6 +268,8 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             self.decoder = copy.deepcopy(self.decoder)
         self.decoder_prompt_token_ids = list(self.decoder_prompt_token_ids or [])
         self.newly_initialized = list(self.newly_initialized or [])
+        if self.ctc_characters is not None and self.ctc_vocab_size is None:
+            self.ctc_vocab_size = len(self.ctc_characters) + 1
         make_cross_attending_decoder(cast(PreTrainedConfig, self.decoder))
 
     @classmethod
@@ -300,6 +304,14 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             raise ValueError(f"ctc_weight is a share between 0 and 1, got {self.ctc_weight}")
         if self.ctc_vocab_size is not None and self.ctc_vocab_size < 2:
             raise ValueError(f"ctc_vocab_size needs the blank and at least one token, got {self.ctc_vocab_size}")
+        characters = self.ctc_characters
+        if characters is not None and len(set(characters)) < len(characters):
+            raise ValueError(f"ctc_characters: a character comes more than once in {characters!r}")
+        if characters is not None and self.ctc_vocab_size not in (None, len(characters) + 1):
+            raise ValueError(
+                f"ctc_vocab_size={self.ctc_vocab_size}, but {len(characters)} ctc_characters and the blank are "
+                f"{len(characters) + 1}"
+            )
 
     @property
     def vocab_size(self) -> int:

@@ -381,6 +381,8 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         decoder_kwargs = _decoder_arguments(kwargs)
         asked = asked_outputs(self.config, output_attentions, output_hidden_states)
         encoded = self._encode(input_values, input_features, attention_mask, encoder_outputs, asked)
+        if labels is not None:
+            self._check_vocabulary(labels)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
@@ -500,6 +502,17 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         start, pad = self._require_token_id("decoder_start_token_id"), self._require_token_id("pad_token_id")
         shifted = nn.functional.pad(labels[:, :-1], [1, 0], value=start)
         return shifted.masked_fill(shifted == IGNORED_LABEL, pad)
+
+    def _check_vocabulary(self, labels: torch.Tensor) -> None:
+        """Only where looking costs nothing: an accelerator would have to stop for it, and tells by itself."""
+        if labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= self.config.vocab_size))]
+        if len(wrong) > 0:
+            raise ValueError(
+                f"label {int(wrong[0])} is no token of the decoder's vocabulary of {self.config.vocab_size}: tokenize "
+                "with the decoder's own tokenizer, or call resize_token_embeddings after adding tokens to it"
+            )
 
     def _check_length(self, decoder_inputs: torch.Tensor | None) -> None:
         if decoder_inputs is None:

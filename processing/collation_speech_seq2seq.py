@@ -34,8 +34,9 @@ class SpeechSeq2SeqCollator:
 
     Calling it gives a dict of tensors: `input_values` `[B, samples]` or `input_features` (`[B, frames, D]`, Whisper
     `[B, D, frames]`), `attention_mask` where the encoder takes one, `labels` `[B, S]` padded with -100 and
-    `decoder_input_ids` `[B, S]`, the labels shifted right behind the start token. Rows without text and labels (for
-    inference) give the audio part alone.
+    `decoder_input_ids` `[B, S]`, the labels shifted right behind the start token. Where the model's CTC head spells,
+    also `ctc_targets` `[B, S']`, padded with -100. Rows without text and labels (for inference) give the audio part
+    alone.
 
     Raises:
         ValueError: processor and config disagree about token ids, or a row has no usable audio or transcript; the
@@ -62,7 +63,11 @@ class SpeechSeq2SeqCollator:
             return batch
         if None in labels:
             raise ValueError(f"row {labels.index(None)} has neither {self.text_column!r} nor 'labels', other rows do")
-        return {**batch, **self._collate_labels([ids for ids in labels if ids is not None])}
+        batch = {**batch, **self._collate_labels([ids for ids in labels if ids is not None])}
+        if self.config.has_ctc_head and self.config.ctc_vocab_size is not None:
+            targets = [self._ctc_targets_of(row, index) for index, row in enumerate(features)]
+            batch["ctc_targets"] = torch.from_numpy(pad_labels(targets))
+        return batch
 
     def canonical_labels(self, label_ids: Iterable[int]) -> list[int]:
         """Labels of any habit to prompt, transcript, one end token.
@@ -115,6 +120,18 @@ class SpeechSeq2SeqCollator:
             raise ValueError(f"{self._row_name(row, index)}: {error}") from error
         return labels
 
+    def _ctc_targets_of(self, row: Mapping[str, Any], index: int) -> list[int]:
+        if row.get("ctc_targets") is not None:
+            return [int(token_id) for token_id in row["ctc_targets"] if int(token_id) != IGNORED_LABEL]
+        try:
+            if row.get(self.text_column) is None:
+                raise ValueError(
+                    f"neither {self.text_column!r} nor 'ctc_targets': 'labels' do not tell how the text is spelled"
+                )
+            return self.processor.ctc_target_ids(row[self.text_column])
+        except ValueError as error:
+            raise ValueError(f"{self._row_name(row, index)}: {error}") from error
+
     def _row_name(self, row: Mapping[str, Any], index: int) -> str:
         audio = row.get(self.audio_column)
         return f"row {index} of the batch" + ("" if audio is None else f" ({source_name(audio)})")
@@ -153,7 +170,7 @@ class SpeechSeq2SeqCollator:
 
 
 def _check_agreement(processor: SpeechSeq2SeqProcessor, config: Any) -> None:
-    """One source of truth for token ids: a tokenizer that differs from the config would be trained into the model."""
+    """One source of truth for ids: a tokenizer that differs from the config would be trained into the model."""
     for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id"):
         if getattr(config, name) is None:
             raise ValueError(f"config.{name} is not set")
@@ -162,6 +179,7 @@ def _check_agreement(processor: SpeechSeq2SeqProcessor, config: Any) -> None:
         "end token": (processor.end_token_id, processor.end_token_id if processor.end_token_id in ends else ends[0]),
         "pad token": (processor.tokenizer.pad_token_id, config.pad_token_id),
         "decoder prompt": (processor.decoder_prompt_token_ids, list(config.decoder_prompt_token_ids or [])),
+        "CTC alphabet": (processor.ctc_characters, config.ctc_characters),
     }
     for what, (of_processor, of_config) in pairs.items():
         if of_processor is not None and of_processor != of_config:

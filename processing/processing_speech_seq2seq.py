@@ -51,6 +51,8 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         fixed_input_window: for extractors with a window (Whisper: 30 s): True pads every recording to the window, as
             Whisper was trained; False pads to the longest of the batch, with a mask. None: True where there is a
             window.
+        ctc_characters: alphabet of a CTC head that spells; None where the head shares the decoder's vocabulary or there
+            is none.
 
     Raises:
         ValueError: `fixed_input_window` is True for an extractor that has no window.
@@ -59,12 +61,15 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
     published_as = ("AutoProcessor",)
     published_in = "processor_config.json"
 
-    def __init__(self, feature_extractor, tokenizer, decoder_prompt_token_ids=None, fixed_input_window=None):
+    def __init__(
+        self, feature_extractor, tokenizer, decoder_prompt_token_ids=None, fixed_input_window=None, ctc_characters=None
+    ):
         super().__init__(feature_extractor, tokenizer)
         self.decoder_prompt_token_ids = [int(i) for i in decoder_prompt_token_ids or []]
         self.fixed_input_window = fixed_input_window
         if fixed_input_window and self.window_samples is None:
             raise ValueError(f"fixed_input_window=True: {type(feature_extractor).__name__} has no fixed window")
+        self.ctc_characters = ctc_characters
 
     @classmethod
     def from_parts(
@@ -79,14 +84,15 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         Args:
             feature_extractor: a feature extractor, or where to load one from.
             tokenizer: a tokenizer, or where to load one from.
-            config: a `SpeechSeq2SeqConfig` that gives `decoder_prompt_token_ids` and `fixed_input_window`.
+            config: a `SpeechSeq2SeqConfig` that gives `decoder_prompt_token_ids`, `fixed_input_window` and
+                `ctc_characters`.
             **kwargs: for the constructor; these win over `config`.
         """
         if isinstance(feature_extractor, str | PathLike):
             feature_extractor = AutoFeatureExtractor.from_pretrained(feature_extractor)
         if isinstance(tokenizer, str | PathLike):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        for name in ("decoder_prompt_token_ids", "fixed_input_window"):
+        for name in ("decoder_prompt_token_ids", "fixed_input_window", "ctc_characters"):
             kwargs.setdefault(name, getattr(config, name, None))
         return cls(feature_extractor, tokenizer, **kwargs)
 
@@ -224,6 +230,26 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
                 raise ValueError(f"{len(body) + n_special} label tokens exceed max_length={max_length}: {text!r}")
             body = body[: max_length - n_special]
         return [*self.decoder_prompt_token_ids, *body, self.end_token_id]
+
+    def ctc_target_ids(self, text: str) -> list[int]:
+        """One transcript as the targets of a CTC head that spells: places in `ctc_characters`, counted from 1.
+
+        Characters that the alphabet lacks are left out, and runs of white space are one space.
+
+        Raises:
+            ValueError: there is no alphabet, or the transcript has none of its characters.
+        """
+        if self.ctc_characters is None:
+            raise ValueError("the processor has no ctc_characters, so a CTC head cannot spell the transcripts")
+        places = {character: place for place, character in enumerate(self.ctc_characters, start=1)}
+        ids = [places[character] for character in " ".join(text.split()) if character in places]
+        if not ids:
+            raise ValueError(f"no character of the CTC head's alphabet ({self.ctc_characters!r}) in {text!r}")
+        return ids
+
+    def ctc_text(self, ids: Sequence[int]) -> str:
+        """The text that characters' ids spell: `ctc_target_ids` backwards. Blanks (0) are left out."""
+        return "".join((self.ctc_characters or "")[place - 1] for place in ids if place > 0)
 
     def _check_kwargs(self, kwargs: Mapping[str, Any], both: bool) -> None:
         known = {"common_kwargs"} | set(ProcessingKwargs.__annotations__)

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -76,6 +76,14 @@ class ModelArguments:
         metadata={
             "help": "fields of SpeechSeq2SeqConfig as NAME=VALUE, such as ctc_weight=0.3 mask_time_prob=0.05",
             "metavar": "NAME=VALUE",
+        },
+    )
+    ctc_units: str = field(
+        default="tokens",
+        metadata={
+            "help": "what the CTC head of --set ctc_weight=... tells apart: the decoder's tokens, or the characters of"
+            " the training transcripts, which small data teaches sooner and cost less to compute",
+            "choices": ["tokens", "characters"],
         },
     )
     freeze: list[str] = field(
@@ -272,18 +280,23 @@ def check(model: ModelArguments, data: DataArguments, training: Seq2SeqTrainingA
         raise CommandError("--streaming needs --max_steps: a stream does not tell how long it is")
     if data.validation is None and training.eval_strategy != "no":
         raise CommandError(f"--eval_strategy {IntervalStrategy(training.eval_strategy).value} needs --validation")
+    if model.ctc_units == "characters":
+        if data.streaming:
+            raise CommandError("--ctc_units characters reads all transcripts before training: leave --streaming out")
+        if model.model is not None:
+            raise CommandError("--ctc_units: --model brings its own CTC head: leave the option out")
     wrong = [part for part in model.freeze if part not in ("feature-encoder", "encoder", "decoder")]
     if wrong:
         raise CommandError(f"--freeze {wrong[0]}: the parts are feature-encoder, encoder and decoder")
 
 
-def build(options: ModelArguments) -> tuple[Any, Any]:
-    """The model, with parts frozen as asked, and its processor.
+def build(options: ModelArguments, ctc_characters: str | None = None) -> tuple[Any, Any]:
+    """The model, with parts frozen as asked, and its processor. `ctc_characters` is the alphabet of a CTC head.
 
     Raises:
         CommandError: a folder, family or field is not what it should be.
     """
-    model, processor = _load(options) if options.model is not None else _warm_start(options)
+    model, processor = _load(options) if options.model is not None else _warm_start(options, ctc_characters)
     freezers = {
         "feature-encoder": model.freeze_feature_encoder,
         "encoder": model.freeze_encoder,
@@ -309,14 +322,14 @@ def _load(options: ModelArguments) -> tuple[Any, Any]:
     return model, load_processor(source, model, "--tokenizer and --feature_extractor")
 
 
-def _warm_start(options: ModelArguments) -> tuple[Any, Any]:
+def _warm_start(options: ModelArguments, ctc_characters: str | None) -> tuple[Any, Any]:
     from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
-    from .loading import check_is_model
 
     encoder = cast(str, options.encoder)
     tokenizer = options.tokenizer or options.decoder or encoder
-    for source in filter(None, (encoder, options.decoder)):
-        check_is_model(source)
+    set_fields = _fields(options.set)
+    if ctc_characters is not None:
+        set_fields["ctc_characters"] = ctc_characters
     with explained():
         model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(
             encoder,
@@ -324,7 +337,7 @@ def _warm_start(options: ModelArguments) -> tuple[Any, Any]:
             tokenizer=tokenizer,
             dtype=options.dtype,
             **({} if options.attn is None else {"attn_implementation": options.attn}),
-            **_fields(options.set),
+            **set_fields,
         )
     if options.cold:
         generation = model.generation_config
@@ -354,19 +367,19 @@ def _fields(assignments: list[str]) -> dict[str, Any]:
     return found
 
 
-def load_data(options: DataArguments, processor: Any, model: Any, progress: bool = True) -> tuple[Any, Any]:
-    """Training and validation data, without the clips that cannot be used, which are reported.
+def load_data(options: DataArguments) -> tuple[Any, Any]:
+    """Training and validation data, as their folders, manifests or data sets hold them.
 
     Raises:
-        CommandError: there is no such data, or nothing in it can be used.
+        CommandError: there is no such data.
     """
-    from ..processing.speech_datasets import drop_unusable, load_speech_dataset
+    from ..processing.speech_datasets import load_speech_dataset
 
     def load(source: str | None, split: str | None) -> Any:
         if source is None:
             return None
         with explained(source):
-            dataset = load_speech_dataset(
+            return load_speech_dataset(
                 source,
                 split,
                 name=options.dataset_name,
@@ -375,19 +388,40 @@ def load_data(options: DataArguments, processor: Any, model: Any, progress: bool
                 streaming=options.streaming,
                 strict=False,
             )
-            usable, report = drop_unusable(
-                dataset,
-                min_duration_s=options.min_duration_s,
-                max_duration_s=options.max_duration_s,
-                max_label_length=model.family.max_length(model.config.decoder),
-                count_tokens=lambda text: len(processor.label_ids(text)),
-                progress=progress,
-            )
-        if not options.streaming and len(usable) == 0:
-            raise CommandError(f"{source}: no clip can be used: {report.summary()}")
-        return usable
 
     return load(options.train, options.train_split), load(options.validation, options.validation_split)
+
+
+def keep_usable(
+    source: str | None, dataset: Any, options: DataArguments, processor: Any, model: Any, progress: bool = True
+) -> Any:
+    """A data set without the clips that cannot be used, which are reported.
+
+    Raises:
+        CommandError: nothing in it can be used.
+    """
+    from ..processing.speech_datasets import drop_unusable
+
+    if dataset is None:
+        return None
+    with explained(str(source)):
+        usable, report = drop_unusable(
+            dataset,
+            min_duration_s=options.min_duration_s,
+            max_duration_s=options.max_duration_s,
+            max_label_length=model.family.max_length(model.config.decoder),
+            count_tokens=lambda text: len(processor.label_ids(text)),
+            progress=progress,
+        )
+    if not options.streaming and len(usable) == 0:
+        raise CommandError(f"{source}: no clip can be used: {report.summary()}")
+    return usable
+
+
+def alphabet(texts: Iterable[str | None]) -> str:
+    """The characters of transcripts, in order; any white space is a space."""
+    found = set().union(*(" ".join(text.split()) for text in texts if text))
+    return "".join(sorted(found))
 
 
 def fine_tune(
@@ -401,11 +435,20 @@ def fine_tune(
     from ..modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from ..processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
     from ..processing.speech_metrics import make_compute_metrics
+    from .loading import check_is_model
 
     check(model_options, data_options, training)
+    for source in filter(None, (model_options.model, model_options.encoder, model_options.decoder)):
+        check_is_model(source)
+    train, validation = load_data(data_options)
+    spells = model_options.ctc_units == "characters"
     set_seed(training.seed)  # of new weights
-    model, processor = build(model_options)
-    train, validation = load_data(data_options, processor, model, progress=training.process_index == 0)
+    model, processor = build(model_options, alphabet(train["text"]) if spells else None)
+    if spells and not model.config.has_ctc_head:
+        raise CommandError("--ctc_units characters: give the CTC loss a weight too, such as --set ctc_weight=0.3")
+    checks = (data_options, processor, model, training.process_index == 0)
+    train = keep_usable(data_options.train, train, *checks)
+    validation = keep_usable(data_options.validation, validation, *checks)
     with explained():
         collator = SpeechSeq2SeqCollator(processor, model.config)
     trainer = SpeechSeq2SeqTrainer(

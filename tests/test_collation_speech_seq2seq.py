@@ -231,6 +231,35 @@ def test_a_broken_clip_names_its_row_and_file(tmp_path):
         make()([row(text="a"), {"audio": str(path), "text": "b"}])
 
 
+def make_spelling(characters: str | None = "abc ") -> SpeechSeq2SeqCollator:
+    collate = make()
+    parts = (collate.processor.feature_extractor, collate.processor.tokenizer)
+    fields = {"ctc_weight": 0.3, "ctc_characters": "abc "}
+    config = SpeechSeq2SeqConfig.from_dict({**collate.config.to_dict(), **fields})
+    return SpeechSeq2SeqCollator(SpeechSeq2SeqProcessor(*parts, ctc_characters=characters), config)
+
+
+def test_a_ctc_head_that_spells_gets_the_characters_of_each_transcript():
+    collate = make_spelling("abc ")
+    batch = collate([row(text="cab  a"), row(text="b", ctc_targets=[2, -100]), row(text="a Xb")])
+    expected = [[3, 1, 2, 4, 1], [2, -100, -100, -100, -100], [1, 4, 2, -100, -100]]
+    assert batch["ctc_targets"].tolist() == expected
+    assert collate.processor.ctc_text([3, 0, 1, 2]) == "cab"
+    assert "ctc_targets" not in make()([row(text="a")])
+
+
+def test_a_ctc_head_that_spells_says_what_it_cannot_spell():
+    collate = make_spelling("abc ")
+    with pytest.raises(ValueError, match=r"row 1 of the batch \(clip0.wav\): no character of the CTC head's alphabet"):
+        collate([row(text="a"), row(text="XYZ")])
+    with pytest.raises(ValueError, match="neither 'text' nor 'ctc_targets'"):
+        collate([row(labels=collate.processor.label_ids("a"))])
+    with pytest.raises(ValueError, match="CTC alphabet: the processor has ab, the config abc "):
+        make_spelling("ab")
+    with pytest.raises(ValueError, match="no ctc_characters"):
+        make().processor.ctc_target_ids("a")
+
+
 def test_other_column_names():
     collate = make(audio_column="speech", text_column="sentence")
     batch = collate([{"speech": noise(0.5), "sentence": "a", "speaker": "me"}])

@@ -41,6 +41,8 @@ def test_a_file_of_a_newer_version_is_refused_with_what_to_do(tmp_path):
         ({"ctc_weight": 1.5}, "ctc_weight"),
         ({"ctc_weight": -0.1}, "ctc_weight"),
         ({"ctc_vocab_size": 1}, "ctc_vocab_size"),
+        ({"ctc_characters": "aba"}, "ctc_characters"),
+        ({"ctc_characters": "ab", "ctc_vocab_size": 9}, "ctc_vocab_size=9, but 2 ctc_characters and the blank are 3"),
         ({"adapter_layers": -1}, "adapter_layers"),
         ({"adapter_stride": 0}, "adapter_stride"),
         ({"adapter_kernel_size": 0}, "adapter_kernel_size"),

@@ -1,5 +1,6 @@
 """`speechgraft train-asr`: options mean the same anywhere, mistakes are told before hours are lost, runs go on."""
 
+import csv
 import json
 import os
 import pickle
@@ -68,6 +69,21 @@ def test_warm_start_trains_evaluates_and_saves_what_the_auto_classes_load(parts,
     assert {"loss", "decoder_loss", "ctc_loss"} <= set(log[0])
     pytest.importorskip("matplotlib")
     assert (output / "loss.png").stat().st_size > 1000
+
+
+def test_a_ctc_head_that_spells_learns_the_alphabet_of_the_transcripts(parts, clips, tmp_path, capsys):
+    output, spelled = tmp_path / "model", ["--ctc_units", "characters"]
+    assert train(output, *parts, "--train", clips, *spelled) == 2
+    assert "give the CTC loss a weight too" in told(capsys)
+    assert train(output, *parts, "--train", clips, "--validation", clips, *spelled, "--set", "ctc_weight=0.3") == 0
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(output), AutoProcessor.from_pretrained(output)
+    with open(clips / "metadata.csv", newline="") as file:
+        texts = [line["text"] for line in csv.DictReader(file)]
+    assert processor.ctc_characters == "".join(sorted(set("".join(texts))))
+    assert model.ctc_head.out_features == model.config.ctc_vocab_size == len(processor.ctc_characters) + 1
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["ctc_loss"] > 0
+    assert train(tmp_path / "on", "--model", output, "--train", clips) == 0  # its own alphabet goes on with it
 
 
 def test_without_matplotlib_training_ends_well_and_says_what_is_missing(parts, clips, tmp_path, capsys, monkeypatch):
@@ -228,6 +244,15 @@ def test_a_wrong_key_or_value_in_a_file_is_told_with_the_file(content, message, 
         (["--encoder", "a", "--model", "b"], "give --encoder"),
         (["--model", "b", "--decoder", "a"], "--model brings its own decoder"),
         (["--encoder", "a", "--train", "b", "--streaming", "--max_steps", "-1"], "--streaming needs --max_steps"),
+        (["--encoder", "a", "--train", "b", "--ctc_units", "letters"], "letters"),
+        (
+            [*("--encoder", "a", "--train", "b", "--ctc_units", "characters"), *("--streaming", "--max_steps", "1")],
+            "--ctc_units characters reads all transcripts",
+        ),
+        (
+            ["--model", "a", "--train", "b", "--ctc_units", "characters"],
+            "--ctc_units: --model brings its own CTC head",
+        ),
         (["--encoder", "a", "--train", "b", "--eval_strategy", "steps"], "--eval_strategy steps needs --validation"),
         (["--encoder", "a", "--train", "b", "--frieze", "encoder"], "no option --frieze; did you mean freeze?"),
         (["--encoder", "a", "--train", "b", "--max_steps", "many"], "invalid int value: 'many'"),
