@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .configuration.configuration_speech_seq2seq import SpeechEncoderConfig, SpeechSeq2SeqConfig
+    from .configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
     from .modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel, SpeechSeq2SeqOutput
+    from .modeling.modeling_text_to_spectrogram import TextToSpectrogramModel, TextToSpectrogramOutput
     from .modeling.parameter_efficient import lora_config
     from .modeling.publishing import publish_pretrained
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
@@ -40,6 +42,9 @@ PUBLIC_NAMES = {
     "SpeechSeq2SeqOutput": "modeling.modeling_speech_seq2seq",
     "SpeechSeq2SeqProcessor": "processing.processing_speech_seq2seq",
     "SpeechSeq2SeqTrainer": "modeling.trainer_speech_seq2seq",
+    "TextToSpectrogramConfig": "configuration.configuration_text_to_spectrogram",
+    "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
+    "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "drop_unusable": "processing.speech_datasets",
     "load_audio": "processing.audio_files",
     "load_speech_dataset": "processing.speech_datasets",
@@ -54,11 +59,23 @@ __all__ = sorted(PUBLIC_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 # entries join the tables as soon as the module that holds them is imported.
 AUTO_TABLES = {
     "transformers.models.auto.configuration_auto": {
-        "CONFIG_MAPPING_NAMES": {"speech_encoder": "SpeechEncoderConfig", "speech_seq2seq": "SpeechSeq2SeqConfig"},
+        "CONFIG_MAPPING_NAMES": {
+            "speech_encoder": "SpeechEncoderConfig",
+            "speech_seq2seq": "SpeechSeq2SeqConfig",
+            "text_to_spectrogram": "TextToSpectrogramConfig",
+        },
     },
     "transformers.models.auto.modeling_auto": {
-        "MODEL_MAPPING_NAMES": {"speech_encoder": "SpeechEncoder", "speech_seq2seq": "SpeechSeq2SeqModel"},
+        "MODEL_MAPPING_NAMES": {
+            "speech_encoder": "SpeechEncoder",
+            "speech_seq2seq": "SpeechSeq2SeqModel",
+            "text_to_spectrogram": "TextToSpectrogramModel",
+        },
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqModel"},
+        "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES": {"text_to_spectrogram": "TextToSpectrogramModel"},
+        # In a tuple, which the Auto class opens and the pipeline does not: the pipeline would download a vocoder for
+        # every class that it finds here, although this one brings its own and returns waveforms.
+        "MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING_NAMES": {"text_to_spectrogram": ("TextToSpectrogramModel",)},
     },
     "transformers.models.auto.processing_auto": {
         "PROCESSOR_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqProcessor"},
@@ -67,7 +84,9 @@ AUTO_TABLES = {
 # Modules that register their classes themselves, for when Transformers' tables were read before this package came.
 REGISTERING = (
     "configuration.configuration_speech_seq2seq",
+    "configuration.configuration_text_to_spectrogram",
     "modeling.modeling_speech_seq2seq",
+    "modeling.modeling_text_to_spectrogram",
     "processing.processing_speech_seq2seq",
 )
 MODEL_TYPES = AUTO_TABLES["transformers.models.auto.configuration_auto"]["CONFIG_MAPPING_NAMES"]
