@@ -5,8 +5,6 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 
 import functools
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,6 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_speech_seq2seq import SpeechEncoderConfig
 from ..configuration.published_code import PublishesItsCode
+from .attention_outputs import asked_outputs, eager_attention
 from .spec_augment import span_mask
 from .speech_encoders import Lengths, speech_encoder_family
 
@@ -53,36 +52,6 @@ class SpeechEncoderAdapterLayer(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[B, T, D] to [B, T', D]."""
         return nn.functional.glu(self.conv(hidden_states.transpose(1, 2)), dim=1).transpose(1, 2).contiguous()
-
-
-def asked_outputs(
-    config: PreTrainedConfig, output_attentions: bool | None, output_hidden_states: bool | None
-) -> dict[str, bool]:
-    """Which further outputs a part shall return, from the call or else the whole model's configuration.
-
-    Nothing is said of those that neither asks for: an explicit None would hide the part's own configuration.
-    """
-    given = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
-    settled = {name: getattr(config, name) or None if value is None else value for name, value in given.items()}
-    return {name: value for name, value in settled.items() if value is not None}
-
-
-@contextmanager
-def eager_attention(part: nn.Module, wanted: bool) -> Iterator[None]:
-    """Compute a part's attentions in the one way that returns them: fused kernels drop them without a word."""
-    if not wanted:
-        yield
-        return
-    modules: list[Any] = list(part.modules())  # Pegasus' layers have a copy of its configuration
-    configs = [each.config for each in modules if isinstance(getattr(each, "config", None), PreTrainedConfig)]
-    before = [(config, config._attn_implementation) for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, implementation in before:
-            config._attn_implementation = implementation
 
 
 class SpeechEncoder(PublishesItsCode, PreTrainedModel):

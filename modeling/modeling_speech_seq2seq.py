@@ -31,7 +31,8 @@ from transformers.utils import logging
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
-from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
+from .attention_outputs import asked_outputs, eager_attention
+from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
 from .publishing import publish_pretrained
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family

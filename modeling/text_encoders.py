@@ -14,7 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
-from .modeling_speech_encoder import eager_attention
+from .attention_outputs import eager_attention
 from .transformer_layers import Attention, FeedForward, ScaledPositions
 
 
