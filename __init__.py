@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_text_to_spectrogram import TextToSpectrogramModel, TextToSpectrogramOutput
     from .modeling.parameter_efficient import lora_config
     from .modeling.publishing import publish_pretrained
+    from .modeling.speech_vocoders import GriffinLimVocoder, SpeechVocoder, load_vocoder
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from .processing.audio_files import AudioError, load_audio
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 PUBLIC_NAMES = {
     "AudioError": "processing.audio_files",
     "DatasetError": "processing.speech_datasets",
+    "GriffinLimVocoder": "modeling.speech_vocoders",
     "SpeechEncoder": "modeling.modeling_speech_encoder",
     "SpeechEncoderConfig": "configuration.configuration_speech_seq2seq",
     "SpeechEncoderOutput": "modeling.modeling_speech_encoder",
@@ -42,12 +44,14 @@ PUBLIC_NAMES = {
     "SpeechSeq2SeqOutput": "modeling.modeling_speech_seq2seq",
     "SpeechSeq2SeqProcessor": "processing.processing_speech_seq2seq",
     "SpeechSeq2SeqTrainer": "modeling.trainer_speech_seq2seq",
+    "SpeechVocoder": "modeling.speech_vocoders",
     "TextToSpectrogramConfig": "configuration.configuration_text_to_spectrogram",
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "drop_unusable": "processing.speech_datasets",
     "load_audio": "processing.audio_files",
     "load_speech_dataset": "processing.speech_datasets",
+    "load_vocoder": "modeling.speech_vocoders",
     "lora_config": "modeling.parameter_efficient",
     "make_compute_metrics": "processing.speech_metrics",
     "publish_pretrained": "modeling.publishing",
