@@ -4,11 +4,14 @@ from dataclasses import field, fields
 from typing import Any, cast
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig, SpeechT5HifiGanConfig
+from transformers import AutoConfig, PreTrainedConfig, SpeechT5Config, SpeechT5HifiGanConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
 
 from .configuration_speech_seq2seq import refuse_unknown_keys
 from .published_code import PublishesItsCode
+
+logger = logging.get_logger(__name__)
 
 NATIVE_TTS_MODEL_TYPE = "speecht5"
 TEXT_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -198,6 +201,18 @@ class TextToSpectrogramConfig(PublishesItsCode, PreTrainedConfig):
         config_dict.setdefault("guided_attention_loss_scale", 10.0)
         return config_dict | {"model_type": cls.model_type}
 
+    def to_native(self) -> SpeechT5Config:
+        """The configuration of the same model as a `SpeechT5ForTextToSpeech`; mel settings are not part of it."""
+        shared = {one.name for one in fields(SpeechT5Config)} & {one.name for one in fields(type(self))}
+        settings = {name: getattr(self, name) for name in shared - {"architectures", "transformers_version"}}
+        heads = self.guided_attention_loss_heads
+        settings["guided_attention_loss_num_heads"] = -1 if heads == -1 else len(self.guided_heads)
+        if heads != -1 and heads != list(range(len(self.guided_heads))):
+            logger.warning(f"SpeechT5 guides the first heads, not {heads}: its training would differ")
+        for name in ("guided_attention_loss_sigma", "guided_attention_loss_scale"):
+            settings[name] = float(settings[name])
+        return SpeechT5Config(**settings, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
+
     @property
     def guided_heads(self) -> list[int]:
         """Indices of the heads of each decoder layer that guided attention draws to the diagonal."""
@@ -210,7 +225,8 @@ class TextToSpectrogramConfig(PublishesItsCode, PreTrainedConfig):
             value, least = getattr(self, name), int(name in POSITIVE_FIELDS)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+        own = ("encoder_attention_heads",) if self.encoder is None else ()  # a pretrained encoder has heads of its own
+        for name in (*own, "decoder_attention_heads"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(f"hidden_size {self.hidden_size} is no multiple of {name} {getattr(self, name)}")
         if self.hidden_size % 2:

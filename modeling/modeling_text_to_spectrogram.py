@@ -4,6 +4,7 @@ Shapes: `B` batch, `S` text tokens, `N` decoder steps, `r` frames of a step, `T`
 `H` heads, `V` width of a speaker embedding.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,7 +15,9 @@ from transformers import (
     AutoModel,
     AutoModelForTextToWaveform,
     EncoderDecoderCache,
+    PreTrainedConfig,
     PreTrainedModel,
+    SpeechT5ForTextToSpeech,
     SpeechT5HifiGan,
 )
 from transformers import initialization as init
@@ -23,14 +26,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_TO_SPECTROGRAM
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
-from ..configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
+from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
 from ..configuration.published_code import PublishesItsCode
 from .spectrogram_decoder import DecoderStates, DecodingState, Generators, Postnet, SpectrogramDecoder, new_cache
 from .spectrogram_losses import guided_attention, real_frames, spectrogram_l1, stop_cross_entropy
 from .text_encoders import TextEncoder, TextEncoderOutput
+from .text_warm_start import warm_start_text_encoder
 from .transformer_layers import ScaledPositions, sine_table
 
 logger = logging.get_logger(__name__)
+
+# Beginnings of the keys of a `SpeechT5ForTextToSpeech` checkpoint, and ours; what follows is the same.
+NATIVE_PREFIXES = {
+    "speecht5.encoder.prenet.": "encoder.backbone.",
+    "speecht5.encoder.wrapped_encoder.embed_positions.pe_k.": "encoder.backbone.relative_positions.",
+    "speecht5.encoder.wrapped_encoder.": "encoder.backbone.",
+    "speecht5.decoder.prenet.": "decoder.prenet.",
+    "speecht5.decoder.wrapped_decoder.": "decoder.",
+    "speech_decoder_postnet.feat_out.": "decoder.mel_head.",
+    "speech_decoder_postnet.prob_out.": "decoder.stop_head.",
+    "speech_decoder_postnet.layers.": "postnet.layers.",
+}
 
 
 @dataclass
@@ -458,10 +474,76 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         )  # [B]
         return self.config.guided_attention_loss_scale * (by_row * mask.sum(dim=-1)).sum() / frames
 
+    @classmethod
+    def from_text_encoder_pretrained(cls, text_checkpoint: Any, **kwargs: Any) -> "TextToSpectrogramModel":
+        """Start from a pretrained text encoder; see `text_warm_start.warm_start_text_encoder` for the arguments."""
+        return warm_start_text_encoder(cls, text_checkpoint, **kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in Transformers. Folders of `SpeechT5ForTextToSpeech` load too.
+
+        Raises:
+            ValueError: a SpeechT5 checkpoint lacks weights, as those that were trained for another task do.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        is_native = _is_native_checkpoint(pretrained_model_name_or_path, kwargs)
+        if is_native:
+            renames = {f"^{re.escape(native)}": ours for native, ours in NATIVE_PREFIXES.items()}
+            kwargs["key_mapping"] = renames | (kwargs.get("key_mapping") or {})
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        model, info = cast(tuple[TextToSpectrogramModel, dict], loaded)
+        if is_native and (lost := sorted(info["missing_keys"])):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is not a SpeechT5ForTextToSpeech checkpoint: it lacks {len(lost)} "
+                f"weights, which would be random: {', '.join(lost[:5])}"
+            )
+        return (model, info) if wants_info else model
+
+    def to_native(self) -> SpeechT5ForTextToSpeech:
+        """A copy as a `SpeechT5ForTextToSpeech`, for people without this package; the vocoder is another checkpoint.
+
+        Raises:
+            ValueError: the model has parts that the native class cannot express.
+        """
+        foreign = {
+            "a pretrained text encoder": self.config.encoder is not None,
+            "a model without a speaker layer (speaker_embedding_dim=0)": self.config.speaker_embedding_dim == 0,
+            "a postnet without layers": len(self.postnet.layers) == 0,
+        }
+        if has := [name for name, present in foreign.items() if present]:
+            raise ValueError(f"SpeechT5ForTextToSpeech has no place for {' or '.join(has)}")
+        if self.default_speaker_embedding is not None:
+            logger.warning(
+                "SpeechT5ForTextToSpeech stores no default voice: give speaker_embeddings to its generate()"
+            )
+        native = SpeechT5ForTextToSpeech(self.config.to_native()).to(self.dtype)
+        ours, weights = self.state_dict(), {}
+        for key in native.state_dict():
+            prefix = next(prefix for prefix in NATIVE_PREFIXES if key.startswith(prefix))
+            weights[key] = ours[NATIVE_PREFIXES[prefix] + key.removeprefix(prefix)]
+        native.load_state_dict(weights)
+        return native.to(self.device).train(self.training)
+
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """As in Transformers, always in this class's own layout: a Trainer resumes from nothing else."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a checkpoint was written by a class of SpeechT5, judged by its own configuration file."""
+    if name_or_path is None:
+        return False
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    options = {name: kwargs[name] for name in hub if name in kwargs}
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(name_or_path, **options)
+    except OSError:  # a folder of adapters, or of weights alone: loading says so itself where that is a mistake
+        return False
+    return config_dict.get("model_type") == NATIVE_TTS_MODEL_TYPE
 
 
 def _cross_mask(text_mask: torch.Tensor | None) -> torch.Tensor | None:

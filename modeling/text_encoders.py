@@ -103,7 +103,8 @@ class SpeechT5TextEncoder(nn.Module):
         """Places counted from the first real token, on whichever side the padding is."""
         if mask is None:
             return slice(0, embeddings.shape[1])
-        return (mask.long().cumsum(-1) - 1).clamp(min=0)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return (places - mask.long().argmax(dim=-1, keepdim=True)).clamp(min=0)  # [B, S]
 
     def _between(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What is learned of the distance between each pair of tokens: [S, S, E]."""
