@@ -27,6 +27,12 @@ if TYPE_CHECKING:
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
     from .processing.speech_datasets import DatasetError, drop_unusable, load_speech_dataset
     from .processing.speech_metrics import make_compute_metrics
+    from .processing.text_front_end import (
+        normalize_for_speech,
+        register_text_normalizer,
+        split_sentences,
+        train_character_tokenizer,
+    )
 
 __version__ = "0.1.0"
 
@@ -54,7 +60,11 @@ PUBLIC_NAMES = {
     "load_vocoder": "modeling.speech_vocoders",
     "lora_config": "modeling.parameter_efficient",
     "make_compute_metrics": "processing.speech_metrics",
+    "normalize_for_speech": "processing.text_front_end",
     "publish_pretrained": "modeling.publishing",
+    "register_text_normalizer": "processing.text_front_end",
+    "split_sentences": "processing.text_front_end",
+    "train_character_tokenizer": "processing.text_front_end",
 }
 __all__ = sorted(PUBLIC_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
