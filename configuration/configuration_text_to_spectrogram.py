@@ -177,6 +177,9 @@ class TextToSpectrogramConfig(PublishesItsCode, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         kwargs.pop("model_type", None)
         refuse_unknown_keys(type(self), set(kwargs))
+        attention = getattr(self.encoder, "_attn_implementation", None)
+        if attention is not None:  # or a ready encoder would forget its own
+            kwargs.setdefault("attn_implementation", {"encoder": attention})
         super().__post_init__(**kwargs)
         self.newly_initialized = list(self.newly_initialized or [])
         if self.encoder is not None:

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     SpeechT5ForTextToSpeech,
-    SpeechT5HifiGan,
 )
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,9 +29,10 @@ from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_T
 from ..configuration.published_code import PublishesItsCode
 from .spectrogram_decoder import DecoderStates, DecodingState, Generators, Postnet, SpectrogramDecoder, new_cache
 from .spectrogram_losses import guided_attention, real_frames, spectrogram_l1, stop_cross_entropy
+from .speech_vocoders import build_vocoder, check_vocoder_agrees, load_vocoder
 from .text_encoders import TextEncoder, TextEncoderOutput
 from .text_warm_start import warm_start_text_encoder
-from .transformer_layers import ScaledPositions, sine_table
+from .transformer_layers import initialize_positions
 
 logger = logging.get_logger(__name__)
 
@@ -134,7 +134,7 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         self.encoder = TextEncoder(config, encoder)
         self.decoder = SpectrogramDecoder(config)
         self.postnet = Postnet(config)
-        self.vocoder: Any = None if config.vocoder is None else SpeechT5HifiGan(config.vocoder).requires_grad_(False)
+        self.vocoder: Any = None if config.vocoder is None else build_vocoder(config).requires_grad_(False)
         self.default_speaker_embedding: torch.Tensor | None = None
         if config.has_default_speaker:
             self._store_default_speaker(torch.zeros(config.speaker_embedding_dim))
@@ -149,10 +149,8 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ScaledPositions):
-            init.ones_(module.alpha)
-            init.copy_(module.table, sine_table(*module.table.shape))
-        elif isinstance(module, nn.Conv1d):
+        initialize_positions(module)
+        if isinstance(module, nn.Conv1d):
             init.kaiming_normal_(module.weight)
         elif isinstance(module, TextToSpectrogramModel) and module.default_speaker_embedding is not None:
             init.zeros_(module.default_speaker_embedding)
@@ -167,19 +165,40 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's token embeddings."""
-        backbone = self.encoder.backbone
-        return backbone.get_input_embeddings() if isinstance(backbone, PreTrainedModel) else backbone.embed_tokens
+        return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the text encoder's token embeddings."""
-        backbone = self.encoder.backbone
-        if isinstance(backbone, PreTrainedModel):
-            backbone.set_input_embeddings(value)
-        else:
-            backbone.embed_tokens = value
+        self.encoder.set_input_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in Transformers, in the text encoder and its configuration."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for config in (self.config, self.config.encoder):
+            if config is not None:
+                config.vocab_size = embeddings.num_embeddings
+        return embeddings
 
     def get_output_embeddings(self) -> None:
         """None: the model writes frames, not tokens."""
+
+    def set_vocoder(self, vocoder: Any) -> None:
+        """Make a HiFi-GAN part of the model and of its checkpoints, or take it out.
+
+        Args:
+            vocoder: folder or hub id of a `SpeechT5HifiGan`, or a ready one, which is copied; None for none.
+
+        Raises:
+            FileNotFoundError: there is no such folder.
+            ValueError: it makes sound from other spectrograms than this model's.
+        """
+        if vocoder is None:
+            self.vocoder = self.config.vocoder = None
+            return
+        ready = load_vocoder(vocoder)
+        check_vocoder_agrees(self.config, ready.config)
+        self.vocoder = cast(nn.Module, ready).to(self.device, self.dtype).requires_grad_(False)
+        self.config.vocoder = ready.config
 
     def set_default_speaker(self, speaker_embedding: torch.Tensor | None) -> None:
         """Store the voice that speaks where none is given, [V], in the model and in its checkpoints; None for none.
@@ -486,7 +505,8 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         """As in Transformers. Folders of `SpeechT5ForTextToSpeech` load too.
 
         Raises:
-            ValueError: a SpeechT5 checkpoint lacks weights, as those that were trained for another task do.
+            ValueError: a SpeechT5 checkpoint lacks weights, as those that were trained for another task do; or the
+                vocoder that the configuration asks for is not there.
         """
         wants_info = kwargs.pop("output_loading_info", False)
         is_native = _is_native_checkpoint(pretrained_model_name_or_path, kwargs)
@@ -495,7 +515,13 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
             kwargs["key_mapping"] = renames | (kwargs.get("key_mapping") or {})
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = cast(tuple[TextToSpectrogramModel, dict], loaded)
-        if is_native and (lost := sorted(info["missing_keys"])):
+        lost = sorted(info["missing_keys"])
+        if any(key.startswith("vocoder.") for key in lost):
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not hold the vocoder that its configuration asks for: load it "
+                "with vocoder=None, then call set_vocoder"
+            )
+        if is_native and lost:
             raise ValueError(
                 f"{pretrained_model_name_or_path} is not a SpeechT5ForTextToSpeech checkpoint: it lacks {len(lost)} "
                 f"weights, which would be random: {', '.join(lost[:5])}"
@@ -528,7 +554,13 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         return native.to(self.device).train(self.training)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """As in Transformers, always in this class's own layout: a Trainer resumes from nothing else."""
+        """As in Transformers, always in this class's own layout: a Trainer resumes from nothing else.
+
+        Raises:
+            ValueError: the vocoder has weight norm, with which it would not load again.
+        """
+        if self.vocoder is not None and self.vocoder.has_weight_norm:
+            raise ValueError("the vocoder has weight norm: call vocoder.remove_weight_norm() before saving")
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
 

@@ -15,7 +15,7 @@ from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
 from .attention_outputs import eager_attention
-from .transformer_layers import Attention, FeedForward, ScaledPositions
+from .transformer_layers import Attention, FeedForward, ScaledPositions, initialize_positions
 
 
 @dataclass
@@ -124,8 +124,6 @@ class TextEncoderFamily:
         position_limit: name of the configuration's field that bounds the length, None where there is no bound.
         positions_start_after_padding: whether the first position is the padding token's id + 1, as in fairseq.
         model_class: the encoder's class where AutoModel has one that does not fit.
-        checkpoint_renames: regular expression to replacement, from keys of full checkpoints that the class does not
-            know to its keys.
     """
 
     model_types: tuple[str, ...]
@@ -133,7 +131,6 @@ class TextEncoderFamily:
     position_limit: str | None = "max_position_embeddings"
     positions_start_after_padding: bool = False
     model_class: type[PreTrainedModel] | None = None
-    checkpoint_renames: tuple[tuple[str, str], ...] = ()
 
     def backbone_class(self, config: PreTrainedConfig) -> type[PreTrainedModel]:
         """The class of the encoder for a configuration of this family."""
@@ -156,8 +153,7 @@ TEXT_ENCODER_FAMILIES = (
     TextEncoderFamily(
         ("roberta", "xlm-roberta", "camembert", "mpnet"), has_pooler=True, positions_start_after_padding=True
     ),
-    TextEncoderFamily(("distilbert", "electra")),
-    TextEncoderFamily(("deberta-v2", "modernbert"), position_limit=None),
+    TextEncoderFamily(("distilbert", "electra", "deberta-v2", "modernbert")),
     TextEncoderFamily(("t5", "mt5", "umt5"), position_limit=None, model_class=T5EncoderModel),
 )
 
@@ -178,7 +174,7 @@ def text_encoder_family(config: PreTrainedConfig) -> TextEncoderFamily:
     return _FAMILY_OF[config.model_type]
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(PreTrainedModel):
     """Any text encoder of the table, or SpeechT5's own, with a projection where the widths differ.
 
     Args:
@@ -186,21 +182,43 @@ class TextEncoder(nn.Module):
         backbone: a ready pretrained encoder; None builds one from `config.encoder`.
     """
 
+    config: TextToSpectrogramConfig
+    base_model_prefix = "text_encoder"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
     def __init__(self, config: TextToSpectrogramConfig, backbone: PreTrainedModel | None = None):
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.projection: nn.Linear | None = None
         self.max_length: int | None = config.max_text_positions
-        self.backbone: Any
-        if config.encoder is None:
-            self.backbone = SpeechT5TextEncoder(config)
-            return
-        family = text_encoder_family(config.encoder)
-        build = family.backbone_class(config.encoder)
-        self.backbone = build(config.encoder, **family.build_options()) if backbone is None else backbone
-        self.max_length = family.max_length(config.encoder)
-        if config.encoder.hidden_size != config.hidden_size:
-            self.projection = nn.Linear(config.encoder.hidden_size, config.hidden_size)
+        self.backbone: Any = SpeechT5TextEncoder(config) if config.encoder is None else backbone
+        if config.encoder is not None:
+            family = text_encoder_family(config.encoder)
+            if backbone is None:
+                self.backbone = family.backbone_class(config.encoder)(config.encoder, **family.build_options())
+            self.max_length = family.max_length(config.encoder)
+            if config.encoder.hidden_size != config.hidden_size:
+                self.projection = nn.Linear(config.encoder.hidden_size, config.hidden_size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        initialize_positions(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        own = isinstance(self.backbone, SpeechT5TextEncoder)
+        return self.backbone.embed_tokens if own else self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        if isinstance(self.backbone, SpeechT5TextEncoder):
+            self.backbone.embed_tokens = value
+        else:
+            self.backbone.set_input_embeddings(value)
 
     def forward(
         self,

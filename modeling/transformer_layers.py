@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -25,7 +26,6 @@ class ScaledPositions(nn.Module):
 
     def __init__(self, length: int, width: int, dropout: float):
         super().__init__()
-        self.length = length
         self.alpha = nn.Parameter(torch.ones(()))
         self.table = nn.Buffer(sine_table(length, width), persistent=False)
         self.dropout = nn.Dropout(dropout)
@@ -33,6 +33,13 @@ class ScaledPositions(nn.Module):
     def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | slice) -> torch.Tensor:
         """Add positions to [B, Q, D]: those of a slice, or of integers [Q] or [B, Q]."""
         return self.dropout(hidden_states + self.alpha * self.table[positions])
+
+
+def initialize_positions(module: nn.Module) -> None:
+    """Part of a model's `_init_weights`; the table is in no checkpoint."""
+    if isinstance(module, ScaledPositions):
+        init.ones_(module.alpha)
+        init.copy_(module.table, sine_table(*module.table.shape))
 
 
 def sine_table(length: int, width: int) -> torch.Tensor:
