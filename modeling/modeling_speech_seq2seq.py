@@ -7,7 +7,7 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 import copy
 import inspect
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -31,8 +31,7 @@ from transformers.utils import logging
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
-from .attention_outputs import asked_outputs, eager_attention
-from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
+from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family
@@ -165,6 +164,56 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         if self.ctc_head is not None and self.config.ctc_vocab_size is None:
             self.ctc_head = self._get_resized_lm_head(self.ctc_head, embeddings.num_embeddings)
         return embeddings
+
+    @torch.no_grad()
+    def select_tokens(self, token_ids: Sequence[int]) -> nn.Embedding:
+        """Reduce the decoder's vocabulary to these tokens, in this order, and with it a CTC head that shares it.
+
+        The weights of each token and the configuration's token ids move along. Give the model a tokenizer with the
+        same tokens afterwards, such as `trim_vocabulary` makes, which also gives the ids.
+
+        Args:
+            token_ids: of the tokens to keep, in the vocabulary as it is.
+
+        Returns:
+            The token embeddings.
+
+        Raises:
+            ValueError: an id comes twice or is outside the vocabulary, the padding moves in a decoder that counts its
+                positions from it, or a token that the configuration names is not kept.
+        """
+        size, kept = self.config.vocab_size, list(token_ids)
+        if len(set(kept)) < len(kept) or not all(0 <= token_id < size for token_id in kept):
+            raise ValueError(f"token_ids must be different ids below {size}")
+        places = {old: new for new, old in enumerate(kept)}
+        shared = () if self.config.ctc_vocab_size is not None else ("ctc_blank_token_id",)
+        names = [name for name in (*TOKEN_IDS, "decoder_prompt_token_ids", *shared) if getattr(self.config, name)]
+        moved = {name: _moved_ids(getattr(self.config, name), places, name) for name in names}
+        padding = cast(nn.Embedding, self.get_input_embeddings()).padding_idx
+        if padding is not None and places.get(padding) != padding:
+            raise ValueError(f"the padding token {padding} must keep its place, but goes to {places.get(padding)}")
+        order = torch.tensor(kept + sorted(set(range(size)) - set(kept)))
+        for rows in {id(rows): rows for rows in self._rows_by_token()}.values():
+            rows.copy_(rows[order.to(rows.device)])
+        for name, value in moved.items():
+            setattr(self.config, name, value)
+        self._agreed_token_ids.clear()
+        for name in TOKEN_IDS:
+            setattr(self.generation_config, name, getattr(self.config, name))
+        embeddings = self.resize_token_embeddings(len(kept))
+        self.agree_on_token_ids()
+        return embeddings
+
+    def _rows_by_token(self) -> Iterator[torch.Tensor]:
+        """Every parameter with a row for each token of the decoder's vocabulary."""
+        heads = [self.get_input_embeddings(), self.get_output_embeddings()]
+        if self.ctc_head is not None and self.config.ctc_vocab_size is None:
+            heads.append(self.ctc_head)
+        for head in heads:
+            yield from cast(nn.Module, head).parameters(recurse=False)
+        bias = getattr(self.decoder, "final_logits_bias", None)  # [1, V], Marian's
+        if bias is not None:
+            yield bias.T
 
     def _check_ids_fit(self, vocabulary: int) -> None:
         shared = () if self.config.ctc_vocab_size is not None else ("ctc_blank_token_id",)
@@ -582,6 +631,14 @@ def _native_decoder(decoder: Any) -> PreTrainedModel | None:
         return decoder.to_native()
     wrapped = text_decoder_family(decoder.config).model_class
     return None if wrapped is not None and isinstance(decoder, wrapped) else decoder
+
+
+def _moved_ids(value: int | list[int], places: Mapping[int, int], name: str) -> int | list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if lost := [token_id for token_id in ids if token_id not in places]:
+        raise ValueError(f"{name} is {value}: keep token {lost[0]} too")
+    moved = [places[token_id] for token_id in ids]
+    return moved if isinstance(value, list) else moved[0]
 
 
 def _is_native_checkpoint(name_or_path: Any, kwargs: dict[str, Any]) -> bool:

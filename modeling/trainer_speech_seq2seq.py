@@ -1,11 +1,32 @@
 """A Seq2SeqTrainer that shows every part of a joint loss, and keeps them all under label smoothing."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 from transformers import Seq2SeqTrainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..configuration.published_code import PublishesItsCode
+
+
+class ShuffledLengthGroups(LengthGroupedSampler):
+    """Batches of clips of similar length, in random order.
+
+    Transformers' sampler sorts hundreds of clips from long to short, so that the steps sweep from the longest to the
+    shortest and back, again and again, and the model forgets the one over the other. The first batch stays the one
+    with the longest clip: memory that does not suffice shows at once. The last one may be smaller.
+    """
+
+    def __init__(self, grouped: LengthGroupedSampler):
+        super().__init__(grouped.batch_size, lengths=grouped.lengths, generator=grouped.generator)
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(super().__iter__())
+        batches = [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
+        inner = torch.randperm(max(len(batches) - 2, 0), generator=self.generator).tolist()
+        order = [0, *(1 + place for place in inner), len(batches) - 1][: len(batches)]
+        return (index for batch in order for index in batches[batch])
 
 
 class SpeechSeq2SeqTrainer(Seq2SeqTrainer):
@@ -33,6 +54,11 @@ class SpeechSeq2SeqTrainer(Seq2SeqTrainer):
         """As in Trainer, with the code."""
         self._save_with_code()
         return super().push_to_hub(*args, **kwargs)
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """As in Trainer, but batches that group clips by length come in random order."""
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        return ShuffledLengthGroups(sampler) if isinstance(sampler, LengthGroupedSampler) else sampler
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in Trainer."""

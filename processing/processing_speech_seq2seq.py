@@ -51,8 +51,8 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         fixed_input_window: for extractors with a window (Whisper: 30 s): True pads every recording to the window, as
             Whisper was trained; False pads to the longest of the batch, with a mask. None: True where there is a
             window.
-        ctc_characters: alphabet of a CTC head that spells; None where the head shares the decoder's vocabulary or there
-            is none.
+        ctc_characters: alphabet of a CTC head that spells; None where the head shares the decoder's vocabulary, or
+            where there is none.
 
     Raises:
         ValueError: `fixed_input_window` is True for an extractor that has no window.

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +84,13 @@ class ModelArguments:
             "help": "what the CTC head of --set ctc_weight=... tells apart: the decoder's tokens, or the characters of"
             " the training transcripts, which small data teaches sooner and cost less to compute",
             "choices": ["tokens", "characters"],
+        },
+    )
+    vocabulary_min_count: int = field(
+        default=0,
+        metadata={
+            "help": "keep only the decoder's word pieces that the training transcripts hold this many times, and"
+            " single characters: rarer ones cannot be learned (WordPiece tokenizers; 0 keeps all)"
         },
     )
     freeze: list[str] = field(
@@ -285,18 +292,27 @@ def check(model: ModelArguments, data: DataArguments, training: Seq2SeqTrainingA
             raise CommandError("--ctc_units characters reads all transcripts before training: leave --streaming out")
         if model.model is not None:
             raise CommandError("--ctc_units: --model brings its own CTC head: leave the option out")
+    if model.vocabulary_min_count > 0:
+        if data.streaming:
+            raise CommandError("--vocabulary_min_count reads all transcripts before training: leave --streaming out")
+        if model.model is not None:
+            raise CommandError("--vocabulary_min_count: --model brings its own vocabulary: leave the option out")
     wrong = [part for part in model.freeze if part not in ("feature-encoder", "encoder", "decoder")]
     if wrong:
         raise CommandError(f"--freeze {wrong[0]}: the parts are feature-encoder, encoder and decoder")
 
 
-def build(options: ModelArguments, ctc_characters: str | None = None) -> tuple[Any, Any]:
-    """The model, with parts frozen as asked, and its processor. `ctc_characters` is the alphabet of a CTC head.
+def build(options: ModelArguments, texts: Sequence[str] = ()) -> tuple[Any, Any]:
+    """The model, with parts frozen as asked, and its processor.
+
+    Args:
+        options: of the command line.
+        texts: the training transcripts, which settle the alphabet of a CTC head that spells and a trimmed vocabulary.
 
     Raises:
         CommandError: a folder, family or field is not what it should be.
     """
-    model, processor = _load(options) if options.model is not None else _warm_start(options, ctc_characters)
+    model, processor = _load(options) if options.model is not None else _warm_start(options, texts)
     freezers = {
         "feature-encoder": model.freeze_feature_encoder,
         "encoder": model.freeze_encoder,
@@ -322,14 +338,15 @@ def _load(options: ModelArguments) -> tuple[Any, Any]:
     return model, load_processor(source, model, "--tokenizer and --feature_extractor")
 
 
-def _warm_start(options: ModelArguments, ctc_characters: str | None) -> tuple[Any, Any]:
+def _warm_start(options: ModelArguments, texts: Sequence[str]) -> tuple[Any, Any]:
     from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
+    from ..processing.vocabulary_trimming import trim_vocabulary
 
     encoder = cast(str, options.encoder)
     tokenizer = options.tokenizer or options.decoder or encoder
     set_fields = _fields(options.set)
-    if ctc_characters is not None:
-        set_fields["ctc_characters"] = ctc_characters
+    if options.ctc_units == "characters":
+        set_fields["ctc_characters"] = alphabet(texts)
     with explained():
         model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(
             encoder,
@@ -339,11 +356,17 @@ def _warm_start(options: ModelArguments, ctc_characters: str | None) -> tuple[An
             **({} if options.attn is None else {"attn_implementation": options.attn}),
             **set_fields,
         )
+    processor = _processor(options.feature_extractor or encoder, tokenizer, model)
+    if options.vocabulary_min_count > 0:
+        with explained("--vocabulary_min_count"):
+            processor.tokenizer, kept = trim_vocabulary(processor.tokenizer, texts, options.vocabulary_min_count)
+            say(f"{len(kept)} of {model.config.vocab_size} tokens are kept")
+            model.select_tokens(kept)
     if options.cold:
         generation = model.generation_config
         model = cast(Any, SpeechSeq2SeqModel(model.config)).to(model.dtype)
         model.generation_config = generation
-    return model, _processor(options.feature_extractor or encoder, tokenizer, model)
+    return model, processor
 
 
 def _processor(feature_extractor: str, tokenizer: str, model: Any) -> Any:
@@ -418,9 +441,9 @@ def keep_usable(
     return usable
 
 
-def alphabet(texts: Iterable[str | None]) -> str:
+def alphabet(texts: Iterable[str]) -> str:
     """The characters of transcripts, in order; any white space is a space."""
-    found = set().union(*(" ".join(text.split()) for text in texts if text))
+    found = set().union(*(" ".join(text.split()) for text in texts))
     return "".join(sorted(found))
 
 
@@ -442,8 +465,9 @@ def fine_tune(
         check_is_model(source)
     train, validation = load_data(data_options)
     spells = model_options.ctc_units == "characters"
+    reads = spells or model_options.vocabulary_min_count > 0
     set_seed(training.seed)  # of new weights
-    model, processor = build(model_options, alphabet(train["text"]) if spells else None)
+    model, processor = build(model_options, [text for text in train["text"] if text] if reads else ())
     if spells and not model.config.has_ctc_head:
         raise CommandError("--ctc_units characters: give the CTC loss a weight too, such as --set ctc_weight=0.3")
     checks = (data_options, processor, model, training.process_index == 0)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import save_decoder, save_encoder
 from tiny_recognizers import RATE, noise, save_bad_clips, save_clips, save_native, save_recognizer
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, Wav2Vec2FeatureExtractor
+from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertTokenizer, Wav2Vec2FeatureExtractor
 
 from speechgraft.scripts.cli import main
 from speechgraft.scripts.common import CommandError
@@ -84,6 +84,22 @@ def test_a_ctc_head_that_spells_learns_the_alphabet_of_the_transcripts(parts, cl
     log = json.loads((output / "trainer_state.json").read_text())["log_history"]
     assert log[0]["ctc_loss"] > 0
     assert train(tmp_path / "on", "--model", output, "--train", clips) == 0  # its own alphabet goes on with it
+
+
+def test_a_vocabulary_of_what_the_transcripts_teach_is_trained_and_saved(clips, tmp_path, capsys):
+    save_encoder(tmp_path / "encoder", "wav2vec2-layer")
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "encoder")
+    save_decoder(tmp_path / "decoder", "bert")
+    letters = "abcdefghijklmn"  # the decoder has 20 tokens
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, "zebra"]
+    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(tmp_path / "decoder")
+    parts = ["--encoder", tmp_path / "encoder", "--decoder", tmp_path / "decoder", "--vocabulary_min_count", "1"]
+    assert train(tmp_path / "model", *parts, "--train", clips, "--set", "ctc_weight=0.3") == 0
+    assert "of 20 tokens are kept" in capsys.readouterr().err
+    model = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "model")
+    tokenizer = AutoProcessor.from_pretrained(tmp_path / "model").tokenizer
+    assert "zebra" not in tokenizer.get_vocab()
+    assert len(tokenizer) == model.config.vocab_size == model.ctc_head.out_features < 20
 
 
 def test_without_matplotlib_training_ends_well_and_says_what_is_missing(parts, clips, tmp_path, capsys, monkeypatch):

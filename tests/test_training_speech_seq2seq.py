@@ -11,8 +11,9 @@ from tiny_models import DECODERS, ENCODERS, VOCABULARY, audio, decoder_config, e
 from tiny_training import arguments, collator, gradients, repeatable_model, rows, train
 from torch._dynamo.exc import Unsupported
 from transformers import Seq2SeqTrainer, Trainer
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from speechgraft.modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
+from speechgraft.modeling.trainer_speech_seq2seq import ShuffledLengthGroups, SpeechSeq2SeqTrainer
 
 LAYOUTS = [(8, 1), (2, 4), (1, 8)]  # batch, accumulation: always the same 8 clips in one optimiser step
 AS_EQUAL = {"rel": 1e-4}
@@ -609,6 +610,64 @@ def test_shrinking_below_a_token_in_use_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         model.resize_token_embeddings(12)
     assert model.config.vocab_size == VOCABULARY
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_smaller_vocabulary_keeps_what_was_learned_of_its_tokens(tmp_path: Path, decoder: str) -> None:
+    model = tiny_model(decoder=decoder, ctc_weight=0.3)
+    with torch.no_grad():
+        for rows in model._rows_by_token():  # biases too, which begin as zeros
+            rows.normal_()
+    pad = model.config.pad_token_id
+    named = {pad, model.config.eos_token_id, model.config.decoder_start_token_id, *range(pad + 1)}
+    kept = [*range(pad + 1), *sorted((named | set(range(8, VOCABULARY))) - set(range(pad + 1)))]
+    text = torch.tensor([[kept[-1], kept[-3], kept[-2], model.config.eos_token_id]])
+    renamed = torch.tensor([[kept.index(int(token_id)) for token_id in text[0]]])
+    with torch.no_grad():
+        old = model(**audio("wav2vec2-layer", 9600), labels=text)
+        model.select_tokens(kept)
+        new = model(**audio("wav2vec2-layer", 9600), labels=renamed)
+    torch.testing.assert_close(new.logits, old.logits[..., kept], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new.ctc_logits, old.ctc_logits[..., kept], rtol=1e-5, atol=1e-5)
+    assert kept[model.config.eos_token_id] == text[0, -1]
+    assert {name: getattr(model.generation_config, name) for name in IDS} == {
+        name: getattr(model.config, name) for name in IDS
+    }
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        again = loaded(**audio("wav2vec2-layer", 9600), labels=renamed)
+    torch.testing.assert_close(again.logits, new.logits, rtol=0, atol=0)
+
+
+def test_tokens_in_use_cannot_be_left_out_of_a_smaller_vocabulary() -> None:
+    model = tiny_model(ctc_weight=0.3)
+    end = model.config.eos_token_id
+    with pytest.raises(ValueError, match=f"eos_token_id is {end}: keep token {end} too"):
+        model.select_tokens([token_id for token_id in range(VOCABULARY) if token_id != end])
+    with pytest.raises(ValueError, match="different ids below"):
+        model.select_tokens([0, 0])
+    with pytest.raises(ValueError, match="padding token 0 must keep its place, but goes to 1"):
+        model.select_tokens([1, 0, *range(2, VOCABULARY)])
+    assert model.config.vocab_size == VOCABULARY
+
+
+def test_labels_of_another_vocabulary_are_named_before_the_embedding_fails() -> None:
+    with pytest.raises(ValueError, match=f"label 30000 is no token of the decoder's vocabulary of {VOCABULARY}"):
+        tiny_model()(**audio("wav2vec2-layer", 9600), labels=torch.tensor([[5, 30000]]))
+
+
+def test_batches_grouped_by_length_do_not_sweep_from_long_to_short() -> None:
+    lengths = torch.randint(1, 1000, (803,), generator=torch.Generator().manual_seed(0)).tolist()
+    grouped = LengthGroupedSampler(8, lengths=lengths, generator=torch.Generator().manual_seed(0))
+    indices = list(ShuffledLengthGroups(grouped))
+    assert sorted(indices) == list(range(803))
+    batches = [[lengths[i] for i in indices[start : start + 8]] for start in range(0, 803, 8)]
+    assert max(lengths) in batches[0] and len(batches[-1]) == 3
+    spread = sum(max(batch) - min(batch) for batch in batches) / len(batches)
+    assert spread < 60  # of 1000: alike within a batch
+    falls = sum(max(after) <= max(before) for before, after in zip(batches, batches[1:], strict=False))
+    assert 35 < falls < 65, "of 100 neighbours, about half fall in random order, nearly all in a sweep"
 
 
 def test_native_class_cannot_resize() -> None:
