@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from .processing.audio_files import AudioError, load_audio
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
+    from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
     from .processing.speech_datasets import DatasetError, drop_unusable, load_speech_dataset
     from .processing.speech_metrics import make_compute_metrics
@@ -41,6 +42,8 @@ PUBLIC_NAMES = {
     "AudioError": "processing.audio_files",
     "DatasetError": "processing.speech_datasets",
     "GriffinLimVocoder": "modeling.speech_vocoders",
+    "LogMelFeatureExtractor": "processing.mel_spectrograms",
+    "MelSettings": "processing.mel_spectrograms",
     "SpeechEncoder": "modeling.modeling_speech_encoder",
     "SpeechEncoderConfig": "configuration.configuration_speech_seq2seq",
     "SpeechEncoderOutput": "modeling.modeling_speech_encoder",
@@ -55,6 +58,7 @@ PUBLIC_NAMES = {
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "drop_unusable": "processing.speech_datasets",
+    "extract_log_mel": "processing.mel_spectrograms",
     "load_audio": "processing.audio_files",
     "load_speech_dataset": "processing.speech_datasets",
     "load_vocoder": "modeling.speech_vocoders",
@@ -91,6 +95,9 @@ AUTO_TABLES = {
         # every class that it finds here, although this one brings its own and returns waveforms.
         "MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING_NAMES": {"text_to_spectrogram": ("TextToSpectrogramModel",)},
     },
+    "transformers.models.auto.feature_extraction_auto": {
+        "FEATURE_EXTRACTOR_MAPPING_NAMES": {"text_to_spectrogram": "LogMelFeatureExtractor"},
+    },
     "transformers.models.auto.processing_auto": {
         "PROCESSOR_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqProcessor"},
     },
@@ -101,6 +108,7 @@ REGISTERING = (
     "configuration.configuration_text_to_spectrogram",
     "modeling.modeling_speech_seq2seq",
     "modeling.modeling_text_to_spectrogram",
+    "processing.mel_spectrograms",
     "processing.processing_speech_seq2seq",
 )
 MODEL_TYPES = AUTO_TABLES["transformers.models.auto.configuration_auto"]["CONFIG_MAPPING_NAMES"]
