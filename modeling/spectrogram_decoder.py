@@ -57,15 +57,15 @@ class SpectrogramPrenet(nn.Module):
         p = self.config.speech_decoder_prenet_dropout
         if p == 0:
             return []
-        shape = (len(self.layers), steps, self.config.speech_decoder_prenet_units)
-        weight = self.final_layer.weight
+        shape = (steps, len(self.layers), self.config.speech_decoder_prenet_units)  # a prefix has its own noise, alone
+        device, dtype = self.final_layer.weight.device, self.final_layer.weight.dtype
         if isinstance(generator, Sequence):
             if len(generator) != batch:
                 raise ValueError(f"there are {len(generator)} generators for {batch} rows")
-            noise = torch.stack([_uniform(shape, weight.device, one) for one in generator], dim=1)
+            noise = torch.stack([_uniform(shape, device, one) for one in generator], dim=1)  # [N, B, …, U]
         else:
-            noise = _uniform((shape[0], batch, *shape[1:]), weight.device, generator)
-        return list((noise >= p).to(weight.dtype) / (1 - p))
+            noise = _uniform((steps, batch, *shape[1:]), device, generator)
+        return list(((noise >= p).to(dtype) / (1 - p)).permute(2, 1, 0, 3))
 
     def forward(
         self,

@@ -32,7 +32,7 @@ class ScaledPositions(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, positions: torch.Tensor | slice) -> torch.Tensor:
         """Add positions to [B, Q, D]: those of a slice, or of integers [Q] or [B, Q]."""
-        return self.dropout(hidden_states + self.alpha * self.table[positions])
+        return self.dropout(hidden_states + (self.alpha * self.table[positions]).to(hidden_states.dtype))
 
 
 def initialize_positions(module: nn.Module) -> None:
