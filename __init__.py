@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
     from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
+    from .processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
     from .processing.speech_datasets import DatasetError, drop_unusable, load_speech_dataset
     from .processing.speech_metrics import make_compute_metrics
     from .processing.text_front_end import (
@@ -57,6 +58,7 @@ PUBLIC_NAMES = {
     "TextToSpectrogramConfig": "configuration.configuration_text_to_spectrogram",
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
+    "TextToSpectrogramProcessor": "processing.processing_text_to_spectrogram",
     "drop_unusable": "processing.speech_datasets",
     "extract_log_mel": "processing.mel_spectrograms",
     "load_audio": "processing.audio_files",
@@ -99,7 +101,10 @@ AUTO_TABLES = {
         "FEATURE_EXTRACTOR_MAPPING_NAMES": {"text_to_spectrogram": "LogMelFeatureExtractor"},
     },
     "transformers.models.auto.processing_auto": {
-        "PROCESSOR_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqProcessor"},
+        "PROCESSOR_MAPPING_NAMES": {
+            "speech_seq2seq": "SpeechSeq2SeqProcessor",
+            "text_to_spectrogram": "TextToSpectrogramProcessor",
+        },
     },
 }
 # Modules that register their classes themselves, for when Transformers' tables were read before this package came.
@@ -110,6 +115,7 @@ REGISTERING = (
     "modeling.modeling_text_to_spectrogram",
     "processing.mel_spectrograms",
     "processing.processing_speech_seq2seq",
+    "processing.processing_text_to_spectrogram",
 )
 MODEL_TYPES = AUTO_TABLES["transformers.models.auto.configuration_auto"]["CONFIG_MAPPING_NAMES"]
 

@@ -10,6 +10,7 @@ import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Number
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,6 +70,27 @@ def source_name(source: Any) -> str:
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
     return str(getattr(source, "name", None) or f"<{type(source).__name__}>")
+
+
+def as_list_of_recordings(audio: Any) -> list[Any]:
+    """One recording or several as a list; numbers are one waveform, an array of two axes is a batch `[B, samples]`.
+
+    Raises:
+        ValueError: an empty list.
+    """
+    if isinstance(audio, list | tuple):
+        if not audio:
+            raise ValueError("audio: an empty list")
+        return [audio] if isinstance(audio[0], Number) else list(audio)
+    if getattr(audio, "ndim", 1) > 1:
+        return list(audio)
+    return [audio]
+
+
+def is_bare_waveform(recording: Any) -> bool:
+    """Whether a recording is only its samples, without a sampling rate."""
+    is_file = isinstance(recording, str | os.PathLike | bytes | Mapping) or hasattr(recording, "read")
+    return not is_file and not hasattr(recording, "get_all_samples")
 
 
 def audio_duration_s(source: Any) -> float:

@@ -11,7 +11,6 @@ It holds a feature extractor and a tokenizer of Transformers and calls them. Wha
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Number
 from os import PathLike
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from typing_extensions import Unpack
 
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
 from ..configuration.published_code import PublishesItsCode
-from .audio_files import load_audio, source_name
+from .audio_files import as_list_of_recordings, is_bare_waveform, load_audio, source_name
 
 logger = logging.get_logger(__name__)
 
@@ -273,7 +272,7 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         return_attention_mask: bool | None = None,
         **extractor_kwargs: Any,
     ) -> Mapping[str, Any]:
-        recordings = _as_list_of_recordings(audio)
+        recordings = as_list_of_recordings(audio)
         self._check_sampling_rate(recordings, sampling_rate)
         if self.window_samples is not None and max_length is not None:
             raise ValueError(f"max_length: {type(self.feature_extractor).__name__} has a window of its own")
@@ -296,7 +295,7 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
                 f"audio of {sampling_rate} Hz, but the encoder was trained on {self.sampling_rate} Hz: resample it,"
                 " or pass files or dicts with their sampling rate, which are resampled here"
             )
-        if sampling_rate is None and any(_is_bare_waveform(recording) for recording in recordings):
+        if sampling_rate is None and any(is_bare_waveform(recording) for recording in recordings):
             logger.warning_once(f"Audio without sampling_rate is taken to have {self.sampling_rate} Hz")
 
     def _fit_window(self, waveform: np.ndarray, name: str, truncation: bool) -> np.ndarray:
@@ -389,21 +388,6 @@ def pad_labels(labels: Sequence[Sequence[int]], length: int | None = None, value
     """Ragged token ids to `[B, S]` int64, padded on the right with `value` (-100: the loss leaves it out)."""
     length = max([length or 0, *map(len, labels)])
     return np.array([[*row, *[value] * (length - len(row))] for row in labels], dtype=np.int64)
-
-
-def _as_list_of_recordings(audio: Any) -> list[Any]:
-    if isinstance(audio, list | tuple):
-        if not audio:
-            raise ValueError("audio: an empty list")
-        return [audio] if isinstance(audio[0], Number) else list(audio)
-    if getattr(audio, "ndim", 1) > 1:
-        return list(audio)
-    return [audio]
-
-
-def _is_bare_waveform(recording: Any) -> bool:
-    is_file = isinstance(recording, str | PathLike | bytes | Mapping) or hasattr(recording, "read")
-    return not is_file and not hasattr(recording, "get_all_samples")
 
 
 def _pad_with_silence(features: np.ndarray, length: int) -> np.ndarray:
