@@ -182,6 +182,10 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
     def get_output_embeddings(self) -> None:
         """None: the model writes frames, not tokens."""
 
+    def freeze_encoder(self) -> None:
+        """Exclude the text encoder from training; a projection behind it still learns."""
+        cast(nn.Module, self.encoder.backbone).requires_grad_(False)
+
     def set_vocoder(self, vocoder: Any) -> None:
         """Make a HiFi-GAN part of the model and of its checkpoints, or take it out.
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, T5EncoderModel
+from transformers import MT5EncoderModel, PreTrainedConfig, PreTrainedModel, T5EncoderModel, UMT5EncoderModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils.generic import ModelOutput
@@ -154,7 +154,9 @@ TEXT_ENCODER_FAMILIES = (
         ("roberta", "xlm-roberta", "camembert", "mpnet"), has_pooler=True, positions_start_after_padding=True
     ),
     TextEncoderFamily(("distilbert", "electra", "deberta-v2", "modernbert")),
-    TextEncoderFamily(("t5", "mt5", "umt5"), position_limit=None, model_class=T5EncoderModel),
+    TextEncoderFamily(("t5",), position_limit=None, model_class=T5EncoderModel),
+    TextEncoderFamily(("mt5",), position_limit=None, model_class=MT5EncoderModel),
+    TextEncoderFamily(("umt5",), position_limit=None, model_class=UMT5EncoderModel),
 )
 
 _FAMILY_OF = {model_type: family for family in TEXT_ENCODER_FAMILIES for model_type in family.model_types}
