@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from .processing.audio_files import AudioError, load_audio
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
+    from .processing.collation_text_to_spectrogram import TextToSpectrogramCollator
     from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
     from .processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
@@ -55,6 +56,7 @@ PUBLIC_NAMES = {
     "SpeechSeq2SeqProcessor": "processing.processing_speech_seq2seq",
     "SpeechSeq2SeqTrainer": "modeling.trainer_speech_seq2seq",
     "SpeechVocoder": "modeling.speech_vocoders",
+    "TextToSpectrogramCollator": "processing.collation_text_to_spectrogram",
     "TextToSpectrogramConfig": "configuration.configuration_text_to_spectrogram",
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
