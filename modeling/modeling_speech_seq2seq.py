@@ -31,6 +31,7 @@ from transformers.utils import logging
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
+from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
@@ -242,6 +243,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
     def _adopt_generation_defaults(self) -> None:
         limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
         self.generation_config.max_length = min(limit or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+        self.generation_config._from_model_config = False  # or Transformers does not read ctc_weight from its file
         self.agree_on_token_ids()
 
     def agree_on_token_ids(self) -> None:
@@ -577,9 +579,50 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         self.agree_on_token_ids()
         self._require_token_id("decoder_start_token_id")
+        if not hasattr(self.generation_config, "ctc_weight"):
+            self.generation_config.ctc_weight = 0.0  # share of the CTC head's score; generate() takes what is there
         return cast(Any, super())._prepare_generation_config(generation_config, **kwargs)
 
+    def _get_logits_processor(
+        self,
+        generation_config: GenerationConfig,
+        *args: Any,
+        model_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As in Transformers, and before all others the CTC head's, so that they see the joint score."""
+        prepared = cast(Any, super())._get_logits_processor(
+            generation_config, *args, model_kwargs=model_kwargs, **kwargs
+        )
+        weight = getattr(generation_config, "ctc_weight", 0.0)
+        if weight:
+            prepared.insert(0, self._ctc_logits_processor(weight, generation_config, cast(dict, model_kwargs)))
+        return prepared
+
+    def _ctc_logits_processor(
+        self, weight: float, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    ) -> CtcPrefixLogitsProcessor:
+        if self.ctc_head is None:
+            raise ValueError(
+                f"ctc_weight={weight}: the model has no CTC head; train it with config.ctc_weight above 0"
+            )
+        if self.config.ctc_vocab_size is not None:
+            raise ValueError(
+                f"ctc_weight={weight}: the CTC head has a vocabulary of its own and cannot score the decoder's tokens"
+            )
+        encoded = model_kwargs["encoder_outputs"]
+        # The rows of an utterance's hypotheses are copies of each other.
+        n_each = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        hidden_states, mask = encoded.last_hidden_state[::n_each], encoded.attention_mask
+        log_probs = self.ctc_head(hidden_states.to(self.ctc_head.weight.dtype)).float().log_softmax(dim=-1)
+        end = self.config.eos_token_id
+        scorer = CtcPrefixScorer(log_probs, None if mask is None else mask[::n_each], self.ctc_blank, end)
+        return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(self.config.decoder_prompt_token_ids))
+
     def _prepare_generated_length(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        of_checkpoint = generation_config.max_length == self.generation_config.max_length
+        if generation_config.max_new_tokens is not None and of_checkpoint:
+            generation_config.max_length = None  # nobody chose it for this call
         prepared = cast(Any, super())._prepare_generated_length(generation_config, *args, **kwargs)
         limit = self.family.max_length(cast(PreTrainedConfig, self.config.decoder))
         if limit is not None and prepared.max_length > limit:
