@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
     from .processing.speech_datasets import DatasetError, drop_unusable, load_speech_dataset
     from .processing.speech_metrics import make_compute_metrics
+    from .processing.speech_synthesis_metrics import SynthesisScores, compare_recordings, summarize_scores
     from .processing.text_front_end import (
         normalize_for_speech,
         register_text_normalizer,
@@ -56,11 +57,13 @@ PUBLIC_NAMES = {
     "SpeechSeq2SeqProcessor": "processing.processing_speech_seq2seq",
     "SpeechSeq2SeqTrainer": "modeling.trainer_speech_seq2seq",
     "SpeechVocoder": "modeling.speech_vocoders",
+    "SynthesisScores": "processing.speech_synthesis_metrics",
     "TextToSpectrogramCollator": "processing.collation_text_to_spectrogram",
     "TextToSpectrogramConfig": "configuration.configuration_text_to_spectrogram",
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramProcessor": "processing.processing_text_to_spectrogram",
+    "compare_recordings": "processing.speech_synthesis_metrics",
     "drop_unusable": "processing.speech_datasets",
     "extract_log_mel": "processing.mel_spectrograms",
     "load_audio": "processing.audio_files",
@@ -72,6 +75,7 @@ PUBLIC_NAMES = {
     "publish_pretrained": "modeling.publishing",
     "register_text_normalizer": "processing.text_front_end",
     "split_sentences": "processing.text_front_end",
+    "summarize_scores": "processing.speech_synthesis_metrics",
     "train_character_tokenizer": "processing.text_front_end",
 }
 __all__ = sorted(PUBLIC_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
