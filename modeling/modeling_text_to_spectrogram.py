@@ -122,7 +122,7 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
     base_model_prefix = "text_to_spectrogram"
     published_as = ("AutoModel", "AutoModelForTextToSpectrogram", "AutoModelForTextToWaveform")
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = "text"
     output_modalities = ("audio",)
     accepts_loss_kwargs = True
     supports_gradient_checkpointing = True
@@ -303,7 +303,7 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         layer: Any = state.cache.cross_attention_cache.layers[0]
         rows = len(layer.keys)
         if last_frame is None:
-            last_frame = layer.keys.new_zeros(rows, self.config.num_mel_bins)
+            last_frame = cast(torch.Tensor, layer.keys.new_zeros(rows, self.config.num_mel_bins))
         if prenet_masks is None:
             prenet_masks = self.decoder.prenet.draw_masks(rows, 1, generator)
         decoded = self.decoder(
@@ -380,7 +380,7 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
             _cross_mask(encoder_outputs.attention_mask),
             self.speakers(speaker_embeddings, len(frames)),
             past_key_values=cache,
-            prenet_masks=self.decoder.prenet.draw_masks(*frames.shape[:2], generator),
+            prenet_masks=self.decoder.prenet.draw_masks(frames.shape[0], frames.shape[1], generator),
             output_hidden_states=bool(hidden),
             output_attentions=bool(weights),
             output_cross_attentions=bool(weights) or guided,
@@ -549,13 +549,14 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
             logger.warning(
                 "SpeechT5ForTextToSpeech stores no default voice: give speaker_embeddings to its generate()"
             )
-        native = SpeechT5ForTextToSpeech(self.config.to_native()).to(self.dtype)
+        native: Any = SpeechT5ForTextToSpeech(self.config.to_native())
+        native.to(self.device, self.dtype)
         ours, weights = self.state_dict(), {}
         for key in native.state_dict():
             prefix = next(prefix for prefix in NATIVE_PREFIXES if key.startswith(prefix))
             weights[key] = ours[NATIVE_PREFIXES[prefix] + key.removeprefix(prefix)]
         native.load_state_dict(weights)
-        return native.to(self.device).train(self.training)
+        return native.train(self.training)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """As in Transformers, always in this class's own layout: a Trainer resumes from nothing else.

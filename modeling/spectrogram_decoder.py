@@ -264,7 +264,7 @@ def _places(
             return positions, None
         return positions, torch.ones(steps, start + steps, dtype=torch.bool, device=device).tril(start)
     rows = torch.arange(steps, device=device) + start
-    length = cast(Cache, past_key_values).get_max_length() if static else start + steps
+    length: Any = cast(Cache, past_key_values).get_max_length() if static else start + steps
     return rows, torch.arange(length, device=device) <= rows[:, None]
 
 
@@ -283,7 +283,7 @@ class RoomyLayer(DynamicLayer):
         self.values = self._append("_value_room", self.values, value_states)
         return self.keys, self.values
 
-    def _append(self, name: str, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _append(self, name: str, held: Any, new: torch.Tensor) -> torch.Tensor:
         used = held.shape[-2] if held.numel() else 0
         needed = used + new.shape[-2]
         room: torch.Tensor | None = getattr(self, name, None)

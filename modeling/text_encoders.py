@@ -187,7 +187,7 @@ class TextEncoder(PreTrainedModel):
     config: TextToSpectrogramConfig
     base_model_prefix = "text_encoder"
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = "text"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
@@ -218,7 +218,7 @@ class TextEncoder(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings."""
         if isinstance(self.backbone, SpeechT5TextEncoder):
-            self.backbone.embed_tokens = value
+            self.backbone.embed_tokens = cast(nn.Embedding, value)
         else:
             self.backbone.set_input_embeddings(value)
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -53,7 +53,7 @@ def warm_start_text_encoder(model_class: Any, source: Any, **kwargs: Any) -> Any
         encoder = _load(source, options)
     config = TextToSpectrogramConfig(**_decoder_sizes(encoder.config) | options["fields"], encoder=encoder.config)
     if (attention := options["attention"]) is not None:
-        config._attn_implementation = {"encoder": encoder.config._attn_implementation, "": attention}
+        cast(Any, config)._attn_implementation = {"encoder": encoder.config._attn_implementation, "": attention}
     model = model_class(config, encoder=encoder)
     if options["dtype"] is not None:
         dtype = options["dtype"]

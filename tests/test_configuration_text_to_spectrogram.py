@@ -58,7 +58,8 @@ def test_what_is_saved_is_what_was_there(tmp_path):
     assert isinstance(read, TextToSpectrogramConfig) and read.model_type == "text_to_spectrogram"
     before, after = config.to_dict(), read.to_dict()
     for key in ("transformers_version", "_name_or_path"):
-        before.pop(key, None), after.pop(key, None)
+        before.pop(key, None)
+        after.pop(key, None)
     assert before == after
     assert isinstance(read.encoder, BertConfig) and isinstance(read.vocoder, SpeechT5HifiGanConfig)
 

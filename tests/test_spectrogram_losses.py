@@ -64,7 +64,8 @@ def test_what_the_model_writes_into_padding_is_no_concern(poison):
     for spectrogram, stops in ((clean, logits), (clean.clone(), logits.clone())):
         if spectrogram is not clean:
             spectrogram[~mask], stops[~mask] = poison, poison
-        spectrogram.requires_grad_(), stops.requires_grad_()
+        spectrogram.requires_grad_()
+        stops.requires_grad_()
         loss = spectrogram_l1(spectrogram, labels, mask, frames) + stop_cross_entropy(stops, mask, 5.0, frames)
         loss.backward()
         if spectrogram is clean:
