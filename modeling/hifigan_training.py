@@ -9,7 +9,7 @@ Shapes: `B` batch, `N` samples, `T` mel frames, `M` mel bins, `F` frequency bins
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,21 +25,11 @@ PUBLISHED_CHANNELS = 32  # of the first convolution of a period's discriminator;
 # The published weight is for natural logarithms.
 MEL_WEIGHT = 45.0 * math.log(10)
 FEATURE_MATCHING_WEIGHT = 2.0
-# Below, differences are not heard, but the slope of the logarithm would drown all else.
-LOSS_MEL_FLOOR = 1e-5
+# Mel amplitude below which differences are not heard; but the slope of the logarithm would drown all else.
+HEARING_FLOOR = 1e-5
 MAX_DIFFERENT_FRAMES = 8  # models write several frames at a time, and drop or add what does not fill a step
 
 Judgement = tuple[torch.Tensor, list[torch.Tensor]]  # scores [B, …], and the features of every layer
-
-
-class MelSettings(SpectrogramSettings, Protocol):
-    """How log-mel spectrograms were computed.
-
-    Attributes:
-        mel_floor: amplitudes are raised to this before the logarithm.
-    """
-
-    mel_floor: float
 
 
 class PeriodDiscriminator(nn.Module):
@@ -156,16 +146,8 @@ def _sum(terms: Iterator[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(terms)).sum()
 
 
-def log_mel_spectrogram(waveform: torch.Tensor, settings: MelSettings, floor: float | None = None) -> torch.Tensor:
-    """The log-mel spectrogram of `SpeechT5FeatureExtractor`, with gradients.
-
-    Args:
-        waveform: [B, N] or [N]; in float64 it equals the extractor's in silence too.
-        settings: a `TextToSpectrogramConfig`, for one.
-        floor: instead of `settings.mel_floor`.
-
-    Returns:
-        [B, T, M] or [T, M], where T is 1 + N // hop_length; logarithm to base 10 of amplitudes.
+def mel_spectrogram(waveform: torch.Tensor, settings: SpectrogramSettings) -> torch.Tensor:
+    """Mel amplitudes, with gradients: [B, N] to [B, T, M], or [N] to [T, M], where T is 1 + N // hop_length.
 
     Raises:
         ValueError: the waveform is shorter than half a window, which is mirrored at its ends.
@@ -183,13 +165,29 @@ def log_mel_spectrogram(waveform: torch.Tensor, settings: MelSettings, floor: fl
         return_complex=True,
     )  # [B, F, T]
     amplitudes = spectrum.abs().transpose(-1, -2)  # [B, T, F]; unlike a root of squares, its slope at 0 is finite
-    mel = amplitudes @ mel_filters(settings, waveform.device).to(waveform.dtype)  # [B, T, M]
-    return mel.clamp_min(settings.mel_floor if floor is None else floor).log10()
+    return amplitudes @ mel_filters(settings, waveform.device).to(waveform.dtype)
 
 
-def mel_loss(real: torch.Tensor, fake: torch.Tensor, settings: MelSettings) -> torch.Tensor:
-    """Mean difference (L1) of the log-mel spectrograms of waveforms [B, N], above `LOSS_MEL_FLOOR`."""
-    ours, theirs = (log_mel_spectrogram(one.float(), settings, LOSS_MEL_FLOOR) for one in (real, fake))
+def log_mel_spectrogram(waveform: torch.Tensor, settings: SpectrogramSettings) -> torch.Tensor:
+    """The log-mel spectrogram of `SpeechT5FeatureExtractor`.
+
+    Args:
+        waveform: [B, N] or [N]; in float64 it equals the extractor's in silence too.
+        settings: a `TextToSpectrogramConfig`, for one.
+
+    Returns:
+        [B, T, M] or [T, M], logarithm to base 10 of amplitudes.
+
+    Raises:
+        ValueError: see `mel_spectrogram`.
+    """
+    return mel_spectrogram(waveform, settings).clamp_min(settings.mel_floor).log10()
+
+
+def mel_loss(real: torch.Tensor, fake: torch.Tensor, settings: SpectrogramSettings) -> torch.Tensor:
+    """Mean difference (L1) of the log-mel spectrograms of waveforms [B, N], as far as it can be heard."""
+    # Added: raised to it, a new vocoder, which begins as a whisper, would have no slope to follow.
+    ours, theirs = ((mel_spectrogram(one.float(), settings) + HEARING_FLOOR).log10() for one in (real, fake))
     return nn.functional.l1_loss(ours, theirs)
 
 
@@ -207,7 +205,11 @@ class Segment:
 
 
 def cut_segment(
-    waveform: torch.Tensor, frames: int, draw: float, settings: MelSettings, spectrogram: torch.Tensor | None = None
+    waveform: torch.Tensor,
+    frames: int,
+    draw: float,
+    settings: SpectrogramSettings,
+    spectrogram: torch.Tensor | None = None,
 ) -> Segment:
     """A random part of a recording, with the spectrogram that it has within the whole.
 
@@ -232,7 +234,7 @@ def cut_segment(
     return Segment(_followed_by_silence(found, frames, settings), wanted)
 
 
-def check_fits(waveform: torch.Tensor, spectrogram: torch.Tensor | None, settings: MelSettings) -> int:
+def check_fits(waveform: torch.Tensor, spectrogram: torch.Tensor | None, settings: SpectrogramSettings) -> int:
     """How many frames of a recording, and of the spectrogram that a model wrote for it, can be trained on.
 
     Raises:
@@ -255,7 +257,7 @@ def check_fits(waveform: torch.Tensor, spectrogram: torch.Tensor | None, setting
 
 
 def _frames_within(
-    waveform: torch.Tensor, start: int, available: int, frames: int, settings: MelSettings
+    waveform: torch.Tensor, start: int, available: int, frames: int, settings: SpectrogramSettings
 ) -> torch.Tensor:
     """Frames of the whole recording's spectrogram, computed from as much of it as they hear: [T, M]."""
     half, hop = settings.n_fft // 2, settings.hop_length
@@ -268,7 +270,7 @@ def _frames_within(
     return _followed_by_silence(spectrogram, frames, settings)
 
 
-def _followed_by_silence(spectrogram: torch.Tensor, frames: int, settings: MelSettings) -> torch.Tensor:
+def _followed_by_silence(spectrogram: torch.Tensor, frames: int, settings: SpectrogramSettings) -> torch.Tensor:
     missing = frames - len(spectrogram)
     return nn.functional.pad(spectrogram, (0, 0, 0, missing), value=math.log10(settings.mel_floor))
 
@@ -333,7 +335,7 @@ class HifiGanLearner:
         self,
         vocoder: SpeechVocoder,
         discriminators: HifiGanDiscriminators,
-        settings: MelSettings,
+        settings: SpectrogramSettings,
         accelerator: Any,
         learning_rate: float = 2e-4,
         decay: float = 0.999,
@@ -432,6 +434,22 @@ def _split(judgements: list[Judgement], rows: int) -> tuple[list[Judgement], lis
     return real, fake
 
 
+def new_vocoder(config: Any) -> SpeechVocoder:
+    """A HiFi-GAN to train from nothing.
+
+    Its weights are drawn as PyTorch draws those of convolutions: with Transformers', a hundredth each, it is silent at
+    first, and learns more slowly.
+
+    Args:
+        config: a `SpeechT5HifiGanConfig`.
+    """
+    vocoder = SpeechVocoder(config)
+    for module in vocoder.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            module.reset_parameters()
+    return vocoder
+
+
 @torch.no_grad()
 def set_input_statistics(vocoder: SpeechVocoder, spectrograms: Sequence[torch.Tensor]) -> None:
     """Let a new vocoder subtract the mean of each mel bin and divide by its standard deviation.
@@ -457,4 +475,7 @@ __all__ = [
     "feature_matching_loss",
     "log_mel_spectrogram",
     "mel_loss",
+    "mel_spectrogram",
+    "new_vocoder",
+    "set_input_statistics",
 ]

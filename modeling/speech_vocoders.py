@@ -40,28 +40,46 @@ SHARED_SETTINGS = {
     "n_fft": "n_fft",
     "fmin": "fmin",
     "fmax": "fmax",
+    "mel_floor": "mel_floor",
 }
 
 
 class SpectrogramSettings(Protocol):
-    """How spectrograms were computed; a `TextToSpectrogramConfig`, for one, says so.
+    """How log-mel spectrograms were computed; a `TextToSpectrogramConfig`, for one, says so.
 
     Attributes:
         sampling_rate: of the waveform, in Hz.
-        num_mel_bins: triangular filters, with equal areas, on Slaney's mel scale.
-        hop_length: from one frame to the next, in samples.
-        win_length: of the Hann window, in samples.
         n_fft: length of the Fourier transform, in samples.
+        win_length: of the Hann window, in samples.
+        hop_length: from one frame to the next, in samples.
+        num_mel_bins: triangular filters, with equal areas, on Slaney's mel scale.
         fmin, fmax: where the filters begin and end, in Hz.
+        mel_floor: amplitudes are raised to this before the logarithm to base 10.
     """
 
-    sampling_rate: int
-    num_mel_bins: int
-    hop_length: int
-    win_length: int
-    n_fft: int
-    fmin: float
-    fmax: float
+    @property
+    def sampling_rate(self) -> int: ...
+
+    @property
+    def n_fft(self) -> int: ...
+
+    @property
+    def win_length(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def num_mel_bins(self) -> int: ...
+
+    @property
+    def fmin(self) -> float: ...
+
+    @property
+    def fmax(self) -> float: ...
+
+    @property
+    def mel_floor(self) -> float: ...
 
 
 class VocoderStream:
@@ -187,7 +205,7 @@ class SpeechVocoder(Vocoder, SpeechT5HifiGan):
     """HiFi-GAN (Kong et al. 2020): the weights, and the waveform, of Transformers' `SpeechT5HifiGan`.
 
     Args:
-        config: of the network. `hop_length`, `win_length`, `n_fft`, `fmin` and `fmax`, where it has them, say which
+        config: of the network. `win_length`, `n_fft`, `fmin`, `fmax` and `mel_floor`, where it has them, say which
             spectrograms it was trained on.
 
     Raises:

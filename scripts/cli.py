@@ -16,6 +16,10 @@ COMMANDS = {
     "train-asr": ("train_asr", "fine-tune a speech-to-text model, from pretrained parts or a trained model"),
     "transcribe": ("transcribe", "write down what is said in recordings"),
     "evaluate-asr": ("evaluate_asr", "measure word and character error rate and speed on recordings with transcripts"),
+    "train-vocoder": (
+        "train_vocoder",
+        "train the vocoder that turns a text-to-speech model's spectrograms into sound",
+    ),
     "publish": ("publish", "make a trained model ready to share: model card, metrics, and the code it needs"),
     "convert": ("convert", "turn a SpeechEncoderDecoderModel into a speechgraft model, or back"),
 }

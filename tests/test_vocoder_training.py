@@ -1,12 +1,17 @@
 """Training a vocoder: the published losses, the extractor's spectrograms, runs that go on, and folders that open."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from accelerate import Accelerator
-from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGanConfig
+from safetensors.torch import load_file
+from transformers import SpeechT5FeatureExtractor, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from speechgraft.configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
 from speechgraft.modeling.hifigan_training import (
@@ -22,8 +27,10 @@ from speechgraft.modeling.hifigan_training import (
     feature_matching_loss,
     log_mel_spectrogram,
     mel_loss,
+    new_vocoder,
 )
-from speechgraft.modeling.speech_vocoders import SpeechVocoder
+from speechgraft.modeling.speech_vocoders import SpeechVocoder, load_vocoder
+from speechgraft.scripts.cli import main
 
 RATE, HOP = 16_000, 256
 SETTINGS = TextToSpectrogramConfig()
@@ -83,7 +90,8 @@ def test_slopes_are_finite_in_digital_silence():
 
 def test_the_mel_loss_is_the_mean_difference_of_spectrograms():
     one, other = voice(0.3), 0.5 * voice(0.3, 200)
-    by_hand = (extracted(one, mel_floor=1e-5) - extracted(other, mel_floor=1e-5)).abs().mean()
+    logarithms = [torch.log10(10 ** extracted(waveform) + 1e-5) for waveform in (one, other)]
+    by_hand = (logarithms[0] - logarithms[1]).abs().mean()
     ours = mel_loss(torch.tensor(one)[None], torch.tensor(other)[None], SETTINGS)
     torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=1e-5)
 
@@ -193,6 +201,15 @@ def learner(**options) -> HifiGanLearner:
     return HifiGanLearner(tiny_vocoder(), judges, SETTINGS, Accelerator(cpu=True), **options)
 
 
+def test_a_whisper_has_a_slope_to_follow_else_new_vocoders_stay_silent():
+    recording = torch.tensor(voice(0.256))[None, :4096]
+    whisper = (1e-9 * torch.randn(1, 4096)).requires_grad_()
+    mel_loss(recording, whisper, SETTINGS).backward()
+    assert whisper.grad.abs().max() > 1
+    loudness = new_vocoder(tiny_vocoder().config)(torch.randn(40, 80)).std()
+    assert 1e-3 < loudness < 0.5
+
+
 def segments(rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     cut = [cut_segment(torch.tensor(voice(0.5, 100 + 30 * row)), 16, 0.5, SETTINGS) for row in range(rows)]
     return torch.stack([one.spectrogram for one in cut]), torch.stack([one.waveform for one in cut])
@@ -223,3 +240,203 @@ def test_discriminators_learn_to_tell_recordings_from_what_a_bad_vocoder_says():
     for _ in range(15):
         last = one.learn(spectrogram, waveform)["discriminator_loss"]
     assert last < 0.8 * first
+
+
+QUICK = ("--cpu", "--batch-size", "2", "--segment-frames", "16", "--discriminator-channels", "2", "--log-every", "1")
+TINY = ("--channels", "16", "--upsample-rates", "16", "16", "--resblock-kernels", "3")
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    """Five recordings of another sampling rate, one of them in a folder below."""
+    np.random.seed(0)
+    folder = tmp_path_factory.mktemp("recordings")
+    (folder / "more").mkdir()
+    for index in range(5):
+        path = folder / ("more" if index == 4 else "") / f"clip{index}.wav"
+        soundfile.write(path, np.repeat(voice(0.4 + 0.05 * index, 120 + 20 * index), 2), 2 * RATE)
+    return folder
+
+
+def train(recordings: Path, output: Path, *words: object) -> int:
+    return main(["train-vocoder", "--train", str(recordings), "--output-dir", str(output), *QUICK, *map(str, words)])
+
+
+def told(capsys) -> str:
+    """The one line in which a mistake is told."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    (line,) = [line for line in err.splitlines() if line.startswith("speechgraft train-vocoder: ")]
+    return line
+
+
+def test_a_new_vocoder_is_trained_and_opens_in_both_libraries(recordings, tmp_path, capsys):
+    output = tmp_path / "vocoder"
+    options = ("--steps", 3, "--save-every", 2, "--keep", 1, "--mel-only-steps", 1, "--validation", recordings)
+    assert train(recordings, output, *TINY, *options) == 0
+    assert f"vocoder saved to {output}, mel loss" in capsys.readouterr().err
+    ours, theirs = load_vocoder(output), SpeechT5HifiGan.from_pretrained(output)
+    spectrogram = extracted(voice(0.3))
+    torch.testing.assert_close(ours(spectrogram), theirs(spectrogram))
+    config = json.loads((output / "config.json").read_text())
+    assert (config["fmin"], config["fmax"], config["n_fft"], config["win_length"]) == (80, 7600, 1024, 1024)
+    files = sorted((recordings / "clip0.wav", *recordings.glob("*.wav"), *recordings.glob("*/*.wav")))
+    mels = torch.cat([extracted(soundfile.read(file)[0][::2].astype(np.float32)) for file in dict.fromkeys(files)])
+    torch.testing.assert_close(ours.mean, mels.mean(dim=0), rtol=0, atol=0.2)  # of recordings that soxr resampled
+    log = json.loads((output / "training_log.json").read_text())
+    assert [row["step"] for row in log] == [1, 2, 2, 3, 3]
+    assert set(log[0]) == {"step", "loss", "mel_loss"} and set(log[2]) == {"step", "validation_mel_loss"}
+    assert {"adversarial_loss", "feature_matching_loss", "discriminator_loss"} <= set(log[1])
+    assert [path.name for path in output.glob("*checkpoint*")] == ["checkpoint-3"]
+    sample, rate = soundfile.read(output / "samples" / "clip0-step3.wav")
+    assert rate == RATE and len(sample) == (1 + int(0.4 * RATE) // HOP) * HOP
+    assert (output / "samples" / "clip0-recorded.wav").is_file()
+    pytest.importorskip("matplotlib")
+    for picture in "loss.png", "spectrogram.png":
+        assert (output / picture).stat().st_size > 5000
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights_and_losses(recordings, tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    options = (*TINY, "--mel-only-steps", 1, "--save-every", 2, "--log-every", 3)
+    assert train(recordings, whole, *options, "--steps", 5) == 0
+    assert train(recordings, cut, *options, "--steps", 2) == 0
+    assert "going on" not in capsys.readouterr().err
+    (cut / "partial-checkpoint-4").mkdir()  # what is left where saving was interrupted
+    assert train(recordings, cut, *options, "--steps", 5) == 0
+    assert f"going on from {cut / 'checkpoint-2'}" in capsys.readouterr().err
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], tensor, rtol=0, atol=1e-6)
+    logs = [json.loads((folder / "training_log.json").read_text()) for folder in (whole, cut)]
+    assert [row["step"] for row in logs[0]] == [2, 3, 4, 5]
+    for one, other in zip(*logs, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    assert train(recordings, cut, *options, "--steps", 5, "--batch-size", 1) == 0
+    assert "not quite as one run would: batch_size was 2 and is 1" in capsys.readouterr().err
+    assert train(recordings, cut, *options, "--steps", 6, "--channels", 32) == 2
+    assert "upsample_initial_channel was 16 and is 32): give the same sizes, or --start-over" in told(capsys)
+    assert train(recordings, cut, *options, "--steps", 1, "--channels", 32, "--start-over") == 0
+    assert "going on" not in capsys.readouterr().err
+    assert weights(cut)["conv_pre.weight"].shape[0] == 32
+
+
+def test_a_trained_vocoder_goes_on_with_its_own_statistics(recordings, tmp_path):
+    vocoder = tiny_vocoder()
+    vocoder.mean.fill_(-2.5)
+    vocoder.apply_weight_norm()
+    folder = tmp_path / "before"
+    vocoder.save_pretrained(folder)
+    assert train(recordings, tmp_path / "after", "--vocoder", folder, "--steps", 1) == 0
+    before, after = weights(folder), weights(tmp_path / "after")
+    assert before.keys() == after.keys() and torch.equal(after["mean"], before["mean"])
+    change = (after["conv_pre.weight"] - before["conv_pre.weight"]).abs().max()
+    assert 0 < change < 5e-3  # a step of 2e-4 in direction and length
+
+
+def test_spectrograms_of_a_model_are_what_the_vocoder_hears(recordings, tmp_path, capsys):
+    mels = tmp_path / "mels"
+    (mels / "more").mkdir(parents=True)
+    for index in range(5):
+        frames = 1 + int((0.4 + 0.05 * index) * RATE) // HOP
+        folder = mels / "more" if index == 4 else mels
+        np.save(folder / f"clip{index}.npy", np.full((frames + index % 2, 80), -1.5, dtype=np.float16))
+    np.save(mels / "clip1.npy", np.zeros((200, 80), dtype=np.float32))
+    (mels / "clip2.npy").unlink()
+    assert train(recordings, tmp_path / "vocoder", *TINY, "--mels", mels, "--steps", 1) == 0
+    err = capsys.readouterr().err
+    assert "clip1.wav: the spectrogram has 200 frames, and the recording 29" in err
+    assert "clip2.wav: no spectrogram" in err and "left out 2 of 5 recordings" in err
+    torch.testing.assert_close(load_vocoder(tmp_path / "vocoder").mean, torch.full((80,), -1.5))
+
+
+def test_settings_come_from_the_model_that_the_vocoder_is_for(recordings, tmp_path, capsys):
+    model = tmp_path / "tts"
+    TextToSpectrogramConfig(num_mel_bins=20, fmin=50, fmax=6000, mel_floor=1e-5).save_pretrained(model)
+    assert train(recordings, tmp_path / "vocoder", *TINY, "--model", model, "--steps", 1) == 0
+    config = load_vocoder(tmp_path / "vocoder").config
+    assert (config.model_in_dim, config.fmin, config.fmax, config.mel_floor) == (20, 50, 6000, 1e-5)
+    assert (
+        train(recordings, tmp_path / "again", "--vocoder", tmp_path / "vocoder", "--model", model, "--steps", 1) == 0
+    )
+    TextToSpectrogramConfig(num_mel_bins=20, fmin=50, fmax=7000).save_pretrained(model)
+    assert train(recordings, tmp_path / "other", "--vocoder", tmp_path / "vocoder", "--model", model) == 2
+    assert "fmax is 7000 in the model and 6000 in the vocoder" in told(capsys)
+
+
+def test_other_rates_and_bins_are_asked_for_on_the_command_line(recordings, tmp_path):
+    options = ("--sampling-rate", 8000, "--mel-bins", 20, "--win-length", 400, "--fmax", 3800, "--fmin", 60)
+    rates = ("--channels", 8, "--upsample-rates", 5, 32, "--resblock-kernels", 3)
+    assert train(recordings, tmp_path, *rates, *options, "--steps", 1) == 0
+    config = load_vocoder(tmp_path).config
+    assert (config.sampling_rate, config.model_in_dim, config.n_fft, config.fmax) == (8000, 20, 512, 3800)
+    assert len(load_vocoder(tmp_path)(torch.zeros(3, 20))) == 3 * 160
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train", "{tmp}/none"], "{tmp}/none: no such file or folder"),
+        (["--train", "{tmp}"], "{tmp}: no audio files"),
+        (["--train", "{tmp}/none.csv"], "{tmp}/none.csv: no such manifest"),
+        (["--vocoder", "{tmp}/none"], "{tmp}/none: no such model folder"),
+        (["--vocoder", "{tmp}"], "{tmp}: no config.json in this folder"),
+        (["--model", "{tmp}/none"], "{tmp}/none: no such model folder"),
+        (["--mels", "{tmp}/none"], "--mels {tmp}/none: no such folder"),
+        (["--mels", "{tmp}"], "none of 5 recordings can be used; the first: "),
+        (["--vocoder", "a", "--channels", "16"], "--channels is for a new vocoder: --vocoder brings its own"),
+        (["--model", "a", "--fmax", "7000"], "--fmax: --model settles what its spectrograms are"),
+        (["--fmax", "9000"], "fmin 80 and fmax 9000.0 Hz must lie in this order between 0 and half of"),
+        (["--channels", "17"], "upsample_initial_channel 17 is halved 4 times"),
+        (["--resblock-kernels", "4"], "resblock_kernel_sizes [4] must be odd"),
+        (["--lr-decay", "1.5"], "--lr-decay is at most 1, got 1.5"),
+        (["--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["--output-dir", "{clip}"], "--output-dir {clip}: a file, not a folder"),
+    ],
+)
+def test_mistakes_are_told_in_a_line_before_hours_are_lost(words, message, recordings, tmp_path, capsys):
+    places = {"tmp": tmp_path, "clip": recordings / "clip0.wav"}
+    words = [word.format(**places) for word in words]
+    assert train(recordings, tmp_path / "output", *words) == 2
+    assert message.format(**places) in told(capsys)
+
+
+def test_recordings_that_cannot_be_used_are_left_out_and_told(recordings, tmp_path, capsys):
+    folder = tmp_path / "recordings"
+    shutil.copytree(recordings, folder)
+    (folder / "broken.wav").write_bytes(b"not a recording")
+    soundfile.write(folder / "short.wav", np.zeros(300), RATE)
+    manifest = tmp_path / "list.csv"
+    names = ["clip0.wav", "clip1.wav", "broken.wav", "short.wav", "missing.wav"]
+    manifest.write_text("file_name,text\n" + "".join(f"recordings/{name},hello\n" for name in names))
+    for source, count in (folder, "2 of 7"), (manifest, "3 of 5"):
+        assert train(source, tmp_path / f"vocoder{count[0]}", *TINY, "--steps", 1) == 0
+        err = capsys.readouterr().err
+        assert "broken.wav: cannot be decoded" in err and f"left out {count} recordings" in err
+        assert "short.wav: 300 samples are fewer than half a window (512)" in err
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(recordings, tmp_path, capsys):
+    assert train(recordings, tmp_path / "vocoder", *TINY, "--learning-rate", 1e30, "--steps", 6) == 2
+    assert "start again with a lower --learning-rate than 1e+30" in told(capsys)
+
+
+@pytest.mark.slow
+def test_a_small_vocoder_learns_to_speak(tmp_path):
+    """Half a minute of voices; the mel loss of unheard ones falls far below that of the first steps."""
+    for part, count in ("train", 24), ("validation", 4):
+        (tmp_path / part).mkdir()
+        for index in range(count):
+            pitch = 100 + 5 * index + (2.5 if part == "validation" else 0)
+            soundfile.write(tmp_path / part / f"{index}.wav", voice(1.2, pitch), RATE)
+    output = tmp_path / "vocoder"
+    options = ("--channels", 64, "--upsample-rates", 8, 8, 4, "--resblock-kernels", 3, 7, "--seed", 0)
+    options += ("--batch-size", 4, "--learning-rate", 1e-3, "--mel-only-steps", 150, "--steps", 170, "--log-every", 10)
+    validation = ("--validation", tmp_path / "validation", "--discriminator-channels", 4)
+    assert train(tmp_path / "train", output, *options, *validation) == 0
+    log = json.loads((output / "training_log.json").read_text())
+    first, last = log[0]["mel_loss"], log[-1]["validation_mel_loss"]
+    assert last < 0.4 * first and last < 0.25, log
