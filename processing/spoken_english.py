@@ -249,6 +249,18 @@ def _measure(match: Match) -> str:
     return f"{_number(match[1])} {UNITS[match[2]][match[1] != '1']}"
 
 
+def _fraction_of_measure(match: Match) -> str:
+    whole, fraction, unit = match[1] or "", match[2], match[3]
+    return f"{whole}{fraction} {UNITS[unit][bool(whole)]}"
+
+
+def _inches(match: Match) -> str:
+    """A quotation mark behind a number, unless it closes a quotation."""
+    previous = match.string.rfind('"', 0, match.start())
+    opened = previous == 0 or (previous > 0 and match.string[previous - 1] in " (")
+    return match[0] if opened else " inch"
+
+
 def _magnitude(match: Match) -> str:
     return f"{_number(match[1])} {MAGNITUDES[match[2]]}"
 
@@ -329,6 +341,8 @@ _ADDRESSES = [
 ]
 _ABBREVIATED = [
     _rule(rf"(?<![\w.])(?:{_alternatives(ABBREVIATIONS)})(?=[\s,;:)\"'-]|$)", _abbreviation),
+    _rule(r"\bSat\.(?=,)", "Saturday"),  # at the end of a sentence it is a verb
+    _rule(r"\bSun\.(?=,)", "Sunday"),
     _rule(r"\b(St|Dr)\.(?!\w)", _street_or_saint),
     _rule(rf"\b({_alternatives(TITLES)})(?=\s[A-Z])", lambda match: TITLES[match[1]]),
     _rule(rf"(?<![\w.])(?:{_alternatives(CLOSING_ABBREVIATIONS)})(?!\w)", _closing_abbreviation),
@@ -375,6 +389,7 @@ _RANGES_AND_SIGNS = [
     _rule(r"(?<=[\d%])\s?-\s?(?=[$€£]?\d)", " to "),
     _rule(r"(?:(?<=^)|(?<=[\s(=\"]))-(?=[$€£]?\.?\d)", "minus "),
 ]
+_UNIT_END = r"(?![\w°])(?:\.(?=\s[a-z]|[,;)]))?"
 _QUANTITIES = [
     _rule(
         rf"(?<![A-Za-z])(-)?({CURRENCY})\s?(-)?({AMOUNT})(?:\sto\s({AMOUNT}))?(?:\s?({_alternatives(MAGNITUDES)})\b)?",
@@ -384,9 +399,11 @@ _QUANTITIES = [
     _rule(r"(?<=\d)'(\d{1,2})\"", r" foot \1"),
     _rule(r"(?<=\d)\s?[x×]\s?(?=\d)", " by "),
     _rule(r"(?<![\w.,])(\d+)s\b", _plural_number),
-    _rule(rf"(?<!\w)({AMOUNT})\s?({UNIT})(?![\w°])", _measure),
+    _rule(rf"(?<![\w/])(\d+ )?(\d+/\d+)\s?({UNIT}){_UNIT_END}", _fraction_of_measure),
+    _rule(rf"(?<![\w/])({AMOUNT})\s?({UNIT}){_UNIT_END}", _measure),
+    _rule(r"(?<=\d)\"(?=[\s,.]|$)", _inches),
     _rule(r"(?<=\w)/(hour|day|week|month|year|person|night|second|minute|kg|lb)\b", r" per \1"),
-    _rule(rf"(?<!\w)({AMOUNT})(k|bn|[MB])\b", _magnitude),
+    _rule(rf"(?<!\w)({AMOUNT})(k|bn|[MB])\b(?!\s[A-Z])", _magnitude),
 ]
 _OTHER_NUMBERS = [
     _rule(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+|\d+)(?:st|nd|rd|th)\b", _ordinal, re.IGNORECASE),
@@ -399,10 +416,12 @@ _OTHER_NUMBERS = [
     _rule(r"\b(\d{1,4})\s?(BCE?|AD|CE|B\.C\.|A\.D\.)(?!\w)", _era_year),
     _rule(r"\bAD\s(\d{1,4})\b", lambda match: f"A D {SAY.year(match[1])}"),
     _rule(r"(?<![\d.,])(?:1\d|20)\d\d(?!\w|[.,]\d|-\d)", _year),
+    _rule(r"(?<=\b[AP] M)\s?-\s?(?=[a-z])", " to "),
     _rule(r"(?<=[A-Za-z])(?=\d)", " "),
-    _rule(rf"(?:{NUMBER})(?P<letter>(?=[A-Za-z]))?", lambda m: _number(m[0]) + (" " if m["letter"] == "" else "")),
+    _rule(rf"(?:{NUMBER})(?P<letter>(?=[A-Za-z(]))?", lambda m: _number(m[0]) + (" " if m["letter"] == "" else "")),
 ]
 _SYMBOLS = [
+    _rule(r"\b([CF])#(?!\w)", r"\1 sharp"),
     _rule(rf"[{re.escape(FORMATTING)}]+", " "),
     _rule(r"[<>]=", lambda match: f" is at {'most' if match[0][0] == '<' else 'least'} "),
     _rule(r"[!=]=+|=+[<>]?", " equals "),

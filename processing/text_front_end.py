@@ -143,7 +143,7 @@ def _tidy(text: str) -> str:
     text = re.sub(r"(?:\u2014 )+", "\u2014 ", " ".join(text.split()) + " ")
     text = re.sub(r"^\u2014 | \u2014 (?=[.,;:!?]|$)", "", text)
     text = re.sub(r",? \u2014 ", ", ", text).strip()
-    text = re.sub(r" +([,;:.!?])(?![.\d])", r"\1", text)
+    text = re.sub(r" +([,;:.!?])(?![.\w])", r"\1", text)
     text = re.sub(r"([,;])(?=[^\W\d_])", r"\1 ", text)
     return re.sub(r"([(\[]) +| +([)\]])", r"\1\2", text)
 

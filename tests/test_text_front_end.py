@@ -67,6 +67,7 @@ ENGLISH = {
     "10:05 a.m.": "ten oh five A M.",
     "15:30": "fifteen thirty",
     "00:00": "midnight",
+    "10 a.m.-5 p.m.": "ten A M to five P M.",
     "at 5 p.m. He left.": "at five P M. He left.",
     # money
     "$0.50": "fifty cents",
@@ -92,6 +93,10 @@ ENGLISH = {
     "20°C": "twenty degrees Celsius",
     "90°": "ninety degrees",
     "6'2\"": "six foot two",
+    'a 65" screen, "Buy 5"': 'a sixty five inch screen, "Buy five"',
+    "1/2 tsp. and 2 1/2 km": "one half teaspoon and two and a half kilometers",
+    "30 min. of rest, 2 tsp. salt": "thirty minutes of rest, two teaspoons salt",
+    "7.9B at 221B Baker St.": "seven point nine billion at two hundred and twenty one B Baker Street.",
     "3 x 4": "three by four",
     "2+2=4": "two plus two equals four",
     "5 - 3 = 2": "five minus three equals two",
@@ -129,6 +134,7 @@ ENGLISH = {
     "naïve café": "naïve café",
     "π ≈ 3.14": "pi is approximately three point one four",
     "Hello,\n  world !": "Hello, world!",
+    "C++, C# and .NET": "C plus plus, C sharp and .NET",
     "nothing to do here": "nothing to do here",
 }
 
