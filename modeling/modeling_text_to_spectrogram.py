@@ -213,7 +213,7 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         if speaker_embedding is None:
             self.default_speaker_embedding = None
         else:
-            self._store_default_speaker(self._checked_speakers(speaker_embedding, 1)[0])
+            self._store_default_speaker(self._checked_speakers(speaker_embedding, 1)[0].to(self.device))
         self.config.has_default_speaker = speaker_embedding is not None
 
     def _store_default_speaker(self, embedding: torch.Tensor) -> None:
@@ -365,12 +365,18 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         weights = self.config.output_attentions if output_attentions is None else output_attentions
         if encoder_outputs is None:
-            text = {"inputs_embeds": inputs_embeds} | (
-                {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-            )
+            types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
             encoder_outputs = self.encode(
-                input_ids, attention_mask, output_hidden_states=bool(hidden), output_attentions=bool(weights), **text
+                input_ids,
+                attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_hidden_states=bool(hidden),
+                output_attentions=bool(weights),
+                **types,
             )
+        elif not isinstance(encoder_outputs, TextEncoderOutput):
+            mask = None if attention_mask is None else attention_mask.bool()
+            encoder_outputs = TextEncoderOutput(**encoder_outputs, attention_mask=mask)
         frame_mask, frames = self._decoder_inputs(decoder_input_values, decoder_attention_mask, labels)
         guided = labels is not None and self.config.use_guided_attention_loss
         cache = self._cache(past_key_values, use_cache, labels)
@@ -403,6 +409,8 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
                 raise ValueError(
                     f"spectrograms must be [batch, frames, {self.config.num_mel_bins}], got {list(given.shape)}"
                 )
+            if given is not None and given.shape[1] == 0:
+                raise ValueError("a spectrogram without any frame cannot be learned from")
         if labels is not None:
             mask = nn.functional.pad(real_frames(labels), (0, -labels.shape[1] % r))
             if frames is None:

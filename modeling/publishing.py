@@ -12,6 +12,7 @@ from ..configuration.published_code import MODEL_CARD, PublishesItsCode
 logger = logging.get_logger(__name__)
 
 TASK = "automatic-speech-recognition"
+SPEAKING_TASK = "text-to-speech"
 METRICS = {"wer": "word error rate", "cer": "character error rate", "rtfx": "seconds of audio per second of computing"}
 PERCENTAGES = ("wer", "cer")  # measured as fractions
 
@@ -23,6 +24,18 @@ model = AutoModelForSpeechSeq2Seq.from_pretrained("{name}", trust_remote_code=Tr
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
 tokens = model.generate(**processor(audio="speech.wav", return_tensors="pt"))
 print(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+```
+
+The code that `trust_remote_code` runs lies in this repository; with `pip install speechgraft` and `import speechgraft`
+the argument is not needed."""
+
+SPEAKING_USAGE = """\
+```python
+import soundfile
+from transformers import pipeline
+
+speech = pipeline("text-to-speech", "{name}", trust_remote_code=True)("Hello world.")
+soundfile.write("speech.wav", speech["audio"].squeeze(), speech["sampling_rate"])
 ```
 
 The code that `trust_remote_code` runs lies in this repository; with `pip install speechgraft` and `import speechgraft`
@@ -41,7 +54,7 @@ def publish_pretrained(
     """Save a model with everything that people need who have not installed this package.
 
     Args:
-        model: a `SpeechSeq2SeqModel`, or another model of this package.
+        model: a `SpeechSeq2SeqModel`, a `TextToSpectrogramModel`, or another model of this package.
         folder: where to; a model card that is there already is kept.
         processor: its processor, saved beside it. Without one nobody can prepare the audio.
         metrics: what was measured: numbers by name (`{"wer": 0.12}`), or what `speechgraft evaluate-asr --output`
@@ -75,25 +88,37 @@ def model_card(
     model: Any, metrics: Mapping[str, Any] | None = None, name: str = "model", tags: Sequence[str] = ()
 ) -> ModelCard:
     """What the hub shows of a model: what it is, how it is used, what was measured."""
-    results = _results(metrics)
+    results, speaks = _results(metrics), _speaks(model)
+    task = SPEAKING_TASK if speaks else TASK
     data = ModelCardData(
         library_name="transformers",
-        pipeline_tag=TASK,
-        tags=[TASK, "speechgraft", *tags],
+        pipeline_tag=task,
+        tags=[task, "speechgraft", *tags],
         metrics=[metric for metric in PERCENTAGES if any(metric in result for result in results)] or None,
-        model_name=name if results else None,
-        eval_results=_eval_results(metrics, results) or None,
+        model_name=name if results and not speaks else None,
+        eval_results=(not speaks and _eval_results(metrics, results)) or None,
     )
     parts = ["---", data.to_yaml(), "---", "", f"# {name.split('/')[-1]}", "", _description(model)]
-    parts += ["", "## Use", "", USAGE.format(name=name)]
+    parts += ["", "## Use", "", (SPEAKING_USAGE if speaks else USAGE).format(name=name)]
     if results:
         parts += ["", "## Results", "", *_results_table(metrics, results)]
     return ModelCard("\n".join(parts) + "\n")
 
 
+def _speaks(model: Any) -> bool:
+    return "AutoModelForTextToWaveform" in model.published_as
+
+
 def _description(model: Any) -> str:
-    encoder, decoder = model.config.encoder.model_type, model.config.decoder.model_type
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    if _speaks(model):
+        encoder = "SpeechT5's text encoder" if model.config.encoder is None else f"a {model.config.encoder.model_type}"
+        vocoder = "Griffin-Lim" if model.config.vocoder is None else "HiFi-GAN"
+        return (
+            f"Text to speech in the manner of SpeechT5: {encoder} and a spectrogram decoder, heard through {vocoder}; "
+            f"{size:.0f} million parameters. Made with [speechgraft](https://pypi.org/project/speechgraft)."
+        )
+    encoder, decoder = model.config.encoder.model_type, model.config.decoder.model_type
     ctc = ", trained jointly with CTC" if model.config.has_ctc_head else ""
     return (
         f"Speech to text: a {encoder} speech encoder grafted onto a {decoder} text decoder{ctc}; {size:.0f} million "

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny_speech_synthesizers import (
     NO_DROPOUT,
     TTS_MELS,
@@ -36,9 +37,10 @@ from transformers import (
     Seq2SeqTrainer,
     Trainer,
 )
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING
 
-from speechgraft import SpeechSeq2SeqTrainer, TextToSpectrogramModel
+from speechgraft import SpeechSeq2SeqTrainer, TextToSpectrogramModel, publish_pretrained
 
 ROWS = [(5, 9), (8, 4), (3, 7)]  # tokens and frames
 LOSSES = ("l1_loss", "postnet_l1_loss", "stop_loss", "guided_attention_loss")
@@ -735,6 +737,7 @@ def test_text_that_cannot_be_spoken_is_refused(inputs, message):
         ({"labels": torch.zeros(1, 4, 5)}, r"must be \[batch, frames, 8\], got \[1, 4, 5\]"),
         ({"labels": torch.zeros(4, 8)}, r"got \[4, 8\]"),
         ({"labels": torch.zeros(1, 4, 8), "decoder_input_values": torch.zeros(1, 3, 8)}, "need 2 decoder steps"),
+        ({"labels": torch.zeros(1, 0, 8)}, "without any frame"),
         ({}, "generate"),
         ({"decoder_input_values": torch.zeros(1, 3, 8), "past_key_values": DynamicCache()}, "EncoderDecoderCache"),
     ],
@@ -860,6 +863,26 @@ def test_a_published_folder_speaks_without_this_package_and_can_be_passed_on(tmp
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0 and "spoken" in done.stdout, done.stderr[-3000:]
         folder = tmp_path / again
+
+
+def test_the_card_of_a_published_folder_says_what_it_is(tmp_path):
+    model = tiny_synthesizer()
+    model.set_vocoder(tiny_hifigan())
+    publish_pretrained(model, tmp_path, metrics={"wer": 0.25})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "text-to-speech" and "speechgraft" in card.data.tags
+    assert "SpeechT5's text encoder" in card.text and "HiFi-GAN" in card.text and "25.00 %" in card.text
+    assert (tmp_path / "modeling_text_to_spectrogram.py").is_file()
+
+
+def test_encoded_text_may_be_used_again():
+    model, batch = repeatable_synthesizer(), tiny_tts_batch(ROWS)
+    expected = model(**batch).loss
+    encoded = model.encode(batch["input_ids"], batch["attention_mask"])
+    assert torch.equal(model(encoder_outputs=encoded, labels=batch["labels"]).loss, expected)
+    plain = BaseModelOutput(last_hidden_state=encoded.last_hidden_state)
+    del batch["input_ids"]
+    torch.testing.assert_close(model(encoder_outputs=plain, **batch).loss, expected)
 
 
 def test_the_saved_files_say_where_each_class_is(tmp_path):
