@@ -103,6 +103,14 @@ def positive_number(value: str) -> float:
     return number
 
 
+def share(value: str) -> float:
+    """An option's value between 0 and 1."""
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {value}")
+    return number
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which model to run, and on what."""
     group = parser.add_argument_group("model")
@@ -151,5 +159,12 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> Any:
         metavar="SECONDS",
         help="skip longer recordings: each is heard as a whole, and memory grows with its square; models with a "
         "window (Whisper: 30 s) skip what exceeds it in any case (default: %(default)g)",
+    )
+    group.add_argument(
+        "--ctc-weight",
+        type=share,
+        metavar="SHARE",
+        help="of the CTC head's score in that of a hypothesis, from 0 (the decoder alone) to 1, for models trained "
+        "with one; 0.3 is usual, and keeps the decoder from repeating or skipping words (default: the model's own)",
     )
     return group

@@ -152,7 +152,11 @@ def measure(
     results, utterances = [], {}
     for num_beams in dict.fromkeys(args.num_beams):
         options = DecodingOptions(
-            args.batch_size, num_beams, max_new_tokens=args.max_new_tokens, max_duration_s=args.max_duration_s
+            args.batch_size,
+            num_beams,
+            max_new_tokens=args.max_new_tokens,
+            max_duration_s=args.max_duration_s,
+            ctc_weight=args.ctc_weight,
         )
         transcriber = Transcriber(model, processor, options)
         told = None if results else skipped  # what cannot be used is told once

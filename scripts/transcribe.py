@@ -142,6 +142,7 @@ def make_transcriber(args: argparse.Namespace) -> Any:
         with_scores=args.format == "json" or args.nbest > 1,
         max_new_tokens=args.max_new_tokens,
         max_duration_s=args.max_duration_s,
+        ctc_weight=args.ctc_weight,
     )
     return Transcriber(model, processor, options)
 

@@ -56,7 +56,7 @@ class Transcript:
 class DecodingOptions:
     """How to transcribe; the commands' help tells the meaning of each.
 
-    `num_beams` None takes the model's own setting. `n_best` hypotheses need as many beams.
+    `num_beams` and `ctc_weight` None take the model's own setting. `n_best` hypotheses need as many beams.
     """
 
     batch_size: int = 8
@@ -65,6 +65,7 @@ class DecodingOptions:
     with_scores: bool = False
     max_new_tokens: int | None = None
     max_duration_s: float = 60.0
+    ctc_weight: float | None = None
 
 
 @dataclass
@@ -136,6 +137,10 @@ class Transcriber:
             )
             raise AudioError(f"{name}: {duration_s:.1f} s long, but {limit}: cut it into shorter pieces")
 
+    def __post_init__(self) -> None:
+        if self.options.ctc_weight and self.model.ctc_head is None:
+            raise CommandError(f"--ctc-weight {self.options.ctc_weight:g}: the model was trained without a CTC head")
+
     def _transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
         rate, n_best = self.processor.sampling_rate, self.options.n_best
         try:
@@ -158,10 +163,11 @@ class Transcriber:
         if options.max_new_tokens is not None:
             prompt = 1 + len(self.model.config.decoder_prompt_token_ids or [])
             length = {"max_length": prompt + options.max_new_tokens}
-        beams = {} if options.num_beams is None else {"num_beams": options.num_beams}
+        chosen = {"num_beams": options.num_beams, "ctc_weight": options.ctc_weight}
+        search = {name: value for name, value in chosen.items() if value is not None}
         output: Any = self.model.generate(
             **inputs,
-            **beams,
+            **search,
             **length,
             do_sample=False,
             num_return_sequences=options.n_best,

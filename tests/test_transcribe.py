@@ -67,6 +67,18 @@ def test_paths_come_from_standard_input_in_their_order(model, clips, capsys, mon
     assert names == [str(clips / "clip3.wav"), str(clips / "clip0.wav")]
 
 
+def test_the_ctc_head_has_its_say_where_asked(model, clips, tmp_path, capsys):
+    joint = str(save_recognizer(tmp_path / "joint", ctc_weight=0.3))
+    heard = {}
+    for weight in (0, 0.9):
+        assert transcribe(clips / "clip1.wav", "--model", joint, "--ctc-weight", weight) == 0
+        heard[weight] = capsys.readouterr().out.splitlines()
+        assert heard[weight] == generate(joint, clips / "clip1.wav", ctc_weight=weight)
+    assert heard[0] != heard[0.9]
+    assert transcribe(clips, "--model", model, "--ctc-weight", 0.3) == 2
+    assert "--ctc-weight 0.3: the model was trained without a CTC head" in capsys.readouterr().err
+
+
 def test_json_gives_the_n_best_with_scores_that_beam_search_ranked_them_by(model, clips, tmp_path):
     output = tmp_path / "out.json"
     assert transcribe(clips, "--model", model, "--format", "json", "--nbest", 3, "--output", output) == 0
