@@ -236,7 +236,7 @@ class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
         if speaker_embeddings is None:
             return None
         checked = self._checked_speakers(speaker_embeddings, batch)
-        return nn.functional.normalize(checked.float()).to(self.decoder.mel_head.weight)
+        return nn.functional.normalize(checked.float()).to(self.decoder.prenet.encode_positions.alpha)
 
     def _checked_speakers(self, speaker_embeddings: Any, batch: int) -> torch.Tensor:
         width, given = self.config.speaker_embedding_dim, torch.as_tensor(speaker_embeddings)

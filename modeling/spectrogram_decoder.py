@@ -58,14 +58,14 @@ class SpectrogramPrenet(nn.Module):
         if p == 0:
             return []
         shape = (steps, len(self.layers), self.config.speech_decoder_prenet_units)  # a prefix has its own noise, alone
-        device, dtype = self.final_layer.weight.device, self.final_layer.weight.dtype
+        like = self.encode_positions.alpha  # a parameter whatever kernels the linear layers were given
         if isinstance(generator, Sequence):
             if len(generator) != batch:
                 raise ValueError(f"there are {len(generator)} generators for {batch} rows")
-            noise = torch.stack([_uniform(shape, device, one) for one in generator], dim=1)  # [N, B, …, U]
+            noise = torch.stack([_uniform(shape, like.device, one) for one in generator], dim=1)  # [N, B, …, U]
         else:
-            noise = _uniform((steps, batch, *shape[1:]), device, generator)
-        return list(((noise >= p).to(dtype) / (1 - p)).permute(2, 1, 0, 3))
+            noise = _uniform((steps, batch, *shape[1:]), like.device, generator)
+        return list(((noise >= p).to(like.dtype) / (1 - p)).permute(2, 1, 0, 3))
 
     def forward(
         self,
@@ -85,7 +85,7 @@ class SpectrogramPrenet(nn.Module):
         Returns:
             [B, N, D].
         """
-        hidden_states = frames.to(self.final_layer.weight.dtype)
+        hidden_states = frames.to(self.encode_positions.alpha.dtype)
         for index, layer in enumerate(self.layers):
             hidden_states = nn.functional.relu(layer(hidden_states))  # [B, N, U]
             if masks:

@@ -41,6 +41,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_TO_SPECTROGRAM_MAPPING
 
 from speechgraft import SpeechSeq2SeqTrainer, TextToSpectrogramModel, publish_pretrained
+from speechgraft.modeling.transformer_layers import Attention
 
 ROWS = [(5, 9), (8, 4), (3, 7)]  # tokens and frames
 LOSSES = ("l1_loss", "postnet_l1_loss", "stop_loss", "guided_attention_loss")
@@ -154,6 +155,17 @@ def test_dropout_can_be_switched_off_after_loading():
     model, batch = tiny_synthesizer(), tiny_tts_batch(ROWS)
     model.config.speech_decoder_prenet_dropout = 0.0
     assert torch.equal(model(**batch).spectrogram, model(**batch).spectrogram)
+
+
+class OpaqueLinear(nn.Module):
+    """A linear layer that shows no weight, as those with packed or quantised weights."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.compute = [linear]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.compute[0](states)
 
 
 def decode_all(
@@ -323,6 +335,29 @@ def test_sdpa_equals_eager():
         outputs.append(model(**batch, speaker_embeddings=voice))
     for name in ("spectrogram", "stop_logits", "encoder_last_hidden_state", "loss"):
         torch.testing.assert_close(outputs[0][name], outputs[1][name], atol=1e-5, rtol=0)
+
+
+def test_the_way_of_attending_can_be_changed_later():
+    model, batch = repeatable_synthesizer(attn_implementation="sdpa"), tiny_tts_batch(ROWS)
+    expected = model(**batch).spectrogram
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**batch).spectrogram, expected, atol=1e-5, rtol=0)
+    assert {module.config._attn_implementation for module in model.modules() if isinstance(module, Attention)} == {
+        "eager"
+    }
+
+
+def test_linear_layers_can_be_given_other_kernels():
+    model, batch = repeatable_synthesizer(), tiny_tts_batch(ROWS)
+    expected = model(**batch, speaker_embeddings=torch.ones(VOICE)).spectrogram
+    frames, voice = torch.zeros(3, 4, TTS_MELS), torch.ones(VOICE)
+    for name, module in list(model.decoder.named_modules()):
+        if isinstance(module, nn.Linear):
+            model.decoder.set_submodule(name, OpaqueLinear(module))
+    found = model(**batch, speaker_embeddings=voice).spectrogram
+    assert torch.equal(found, expected)
+    with torch.no_grad():
+        decode_all(model, frames, model.encode(batch["input_ids"]), speaker_embeddings=voice)
 
 
 def test_native_class_has_no_sdpa():
