@@ -312,7 +312,7 @@ class Run:
             step = self.learner.step
             is_due = step % options.save_every == 0 or step == options.steps
             if is_due or step % options.log_every == 0:
-                self.write_down(losses.take())
+                self.write_down(losses.take(self.accelerator))
             if is_due:
                 self.evaluate()
                 self.save_checkpoint()
@@ -463,11 +463,15 @@ class MeanLosses:
             self.sums[name] = self.sums.get(name, 0) + value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def take(self) -> dict[str, float]:
-        """The means since the last time."""
-        means = {name: float(value) / self.counts[name] for name, value in self.sums.items()}
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means since the last time, over all processes."""
+        if not self.sums:
+            return {}
+        mine = torch.stack([value / self.counts[name] for name, value in self.sums.items()])
+        means = cast(torch.Tensor, accelerator.reduce(mine, reduction="mean")).tolist()
+        names = list(self.sums)
         self.sums, self.counts = {}, {}
-        return means
+        return dict(zip(names, means, strict=True))
 
 
 def _facts(options: VocoderOptions, vocoder: SpeechVocoder, recordings: int) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -422,6 +425,27 @@ def test_recordings_that_cannot_be_used_are_left_out_and_told(recordings, tmp_pa
 def test_a_loss_that_is_not_finite_ends_the_run_in_a_line(recordings, tmp_path, capsys):
     assert train(recordings, tmp_path / "vocoder", *TINY, "--learning-rate", 1e30, "--steps", 6) == 2
     assert "start again with a lower --learning-rate than 1e+30" in told(capsys)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(recordings, tmp_path):
+    options = [*QUICK, *TINY, "--steps", "3", "--mel-only-steps", "1", "--train", str(recordings)]
+    for processes in 1, 2:
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc_per_node={processes}",
+            "-m",
+        ]
+        command += ["speechgraft.scripts.train_vocoder", *options, "--output-dir", str(tmp_path / str(processes))]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for name, tensor in weights(tmp_path / "1").items():
+        torch.testing.assert_close(weights(tmp_path / "2")[name], tensor, rtol=0, atol=1e-5)
+    logs = [json.loads((tmp_path / folder / "training_log.json").read_text()) for folder in ("1", "2")]
+    for one, two in zip(*logs, strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
 
 
 @pytest.mark.slow
