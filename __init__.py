@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .configuration.configuration_speech_seq2seq import SpeechEncoderConfig, SpeechSeq2SeqConfig
     from .configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
+    from .modeling.alignment_diagnostics import SpeechAlignment, WordTiming
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
     from .modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel, SpeechSeq2SeqOutput
     from .modeling.modeling_text_to_spectrogram import TextToSpectrogramModel, TextToSpectrogramOutput
     from .modeling.parameter_efficient import lora_config
     from .modeling.publishing import publish_pretrained
+    from .modeling.spectrogram_generation import SpokenText, SynthesisOutput
+    from .modeling.spectrogram_generation_config import SpectrogramGenerationConfig
+    from .modeling.spectrogram_streams import SpeechStream
     from .modeling.speech_vocoders import GriffinLimVocoder, SpeechVocoder, load_vocoder
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from .processing.audio_files import AudioError, load_audio
@@ -47,6 +51,8 @@ PUBLIC_NAMES = {
     "GriffinLimVocoder": "modeling.speech_vocoders",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
     "MelSettings": "processing.mel_spectrograms",
+    "SpectrogramGenerationConfig": "modeling.spectrogram_generation_config",
+    "SpeechAlignment": "modeling.alignment_diagnostics",
     "SpeechEncoder": "modeling.modeling_speech_encoder",
     "SpeechEncoderConfig": "configuration.configuration_speech_seq2seq",
     "SpeechEncoderOutput": "modeling.modeling_speech_encoder",
@@ -56,13 +62,17 @@ PUBLIC_NAMES = {
     "SpeechSeq2SeqOutput": "modeling.modeling_speech_seq2seq",
     "SpeechSeq2SeqProcessor": "processing.processing_speech_seq2seq",
     "SpeechSeq2SeqTrainer": "modeling.trainer_speech_seq2seq",
+    "SpeechStream": "modeling.spectrogram_streams",
     "SpeechVocoder": "modeling.speech_vocoders",
+    "SpokenText": "modeling.spectrogram_generation",
+    "SynthesisOutput": "modeling.spectrogram_generation",
     "SynthesisScores": "processing.speech_synthesis_metrics",
     "TextToSpectrogramCollator": "processing.collation_text_to_spectrogram",
     "TextToSpectrogramConfig": "configuration.configuration_text_to_spectrogram",
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramProcessor": "processing.processing_text_to_spectrogram",
+    "WordTiming": "modeling.alignment_diagnostics",
     "compare_recordings": "processing.speech_synthesis_metrics",
     "drop_unusable": "processing.speech_datasets",
     "extract_log_mel": "processing.mel_spectrograms",

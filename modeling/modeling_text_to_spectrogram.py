@@ -28,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
 from ..configuration.published_code import PublishesItsCode
 from .spectrogram_decoder import DecoderStates, DecodingState, Generators, Postnet, SpectrogramDecoder, new_cache
+from .spectrogram_generation import SpectrogramGenerationMixin
 from .spectrogram_losses import guided_attention, real_frames, spectrogram_l1, stop_cross_entropy
 from .speech_vocoders import build_vocoder, check_vocoder_agrees, load_vocoder
 from .text_encoders import TextEncoder, TextEncoderOutput
@@ -107,7 +108,7 @@ class DecodedStep:
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class TextToSpectrogramModel(PublishesItsCode, PreTrainedModel):
+class TextToSpectrogramModel(SpectrogramGenerationMixin, PublishesItsCode, PreTrainedModel):
     """SpeechT5's text to speech (Ao et al. 2022), with its own text encoder or a pretrained one.
 
     Args:
