@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         split_sentences,
         train_character_tokenizer,
     )
+    from .processing.vocabulary_trimming import trim_vocabulary
 
 __version__ = "0.1.0"
 
@@ -87,6 +88,7 @@ PUBLIC_NAMES = {
     "split_sentences": "processing.text_front_end",
     "summarize_scores": "processing.speech_synthesis_metrics",
     "train_character_tokenizer": "processing.text_front_end",
+    "trim_vocabulary": "processing.vocabulary_trimming",
 }
 __all__ = sorted(PUBLIC_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -15,6 +15,7 @@ from os import PathLike
 from typing import Any, cast
 
 import numpy as np
+from tokenizers.models import WordPiece
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import AudioKwargs, ProcessingKwargs, ProcessorMixin
@@ -64,6 +65,8 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         self, feature_extractor, tokenizer, decoder_prompt_token_ids=None, fixed_input_window=None, ctc_characters=None
     ):
         super().__init__(feature_extractor, tokenizer)
+        if _splits_at_punctuation(tokenizer):
+            tokenizer.clean_up_tokenization_spaces = True  # or every "it's" comes back as "it ' s": three words
         self.decoder_prompt_token_ids = [int(i) for i in decoder_prompt_token_ids or []]
         self.fixed_input_window = fixed_input_window
         if fixed_input_window and self.window_samples is None:
@@ -382,6 +385,12 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         if as_array:
             return pad_labels(labels)
         return labels[0] if isinstance(text, str) else labels
+
+
+def _splits_at_punctuation(tokenizer: Any) -> bool:
+    """Whether a tokenizer takes words apart at apostrophes and forgets that they were together: BERT's family does."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend is not None and isinstance(backend.model, WordPiece)
 
 
 def pad_labels(labels: Sequence[Sequence[int]], length: int | None = None, value: int = IGNORED_LABEL) -> np.ndarray:

@@ -10,6 +10,7 @@ import torch
 from tiny_tokenizers import tiny_tokenizer
 from transformers import (
     AutoProcessor,
+    BertTokenizer,
     ParakeetFeatureExtractor,
     SeamlessM4TFeatureExtractor,
     Speech2TextFeatureExtractor,
@@ -340,3 +341,18 @@ def test_real_checkpoints_make_a_processor(pretrained_folder):
     batch = processor([noise(1.0)], text=["hello world"], sampling_rate=RATE, return_tensors="pt")
     assert batch["input_features"].shape == (1, 80, 3000)
     assert batch["labels"].tolist() == [[7592, 2088, 102]]
+
+
+def test_apostrophes_come_back_inside_their_words(tmp_path):
+    """BERT's tokenizer takes "it's" apart and, on its own, writes it back as three words, each an error."""
+    text = "it's o'clock, isn't it?"
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"',?", "it", "s", "o", "clock", "isn", "t"]
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) != text
+    processor = SpeechSeq2SeqProcessor(EXTRACTORS["wav2vec2"](), tokenizer)
+    processor.save_pretrained(tmp_path)
+    for one in (processor, SpeechSeq2SeqProcessor.from_pretrained(tmp_path)):
+        ids = one.label_ids(text)
+        assert one.decode(ids, skip_special_tokens=True) == text
+        assert one.batch_decode([ids], skip_special_tokens=True) == [text]
+        assert one.tokenizer.decode(ids, skip_special_tokens=True) == text  # pipelines ask it directly
