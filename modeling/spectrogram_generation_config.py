@@ -55,8 +55,9 @@ class SpectrogramGenerationConfig(GenerationConfig):
             window.
         prenet_dropout: False switches off the prenet's dropout. Speech is then the same without a generator, but
             models trained with it may lose their alignment: they repeat, skip or do not end.
-        static_cache: keep a cache of fixed shape, with which `torch.compile(model.decode_step)` needs no new graph as
-            speech grows. Uses memory for the longest speech allowed.
+        static_cache: keep a cache of fixed shape, with which `model.decode_step = torch.compile(model.decode_step)`
+            needs no new graph as speech grows, but one for each number of rows, tokens, and doubling of the most
+            frames. Uses memory for the longest speech allowed.
         output_attentions: return cross-attentions.
         output_alignments: return a `SpeechAlignment` for each row.
         output_waveform: False leaves the vocoder out.

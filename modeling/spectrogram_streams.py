@@ -57,7 +57,8 @@ class SpeedStream:
         first = held[index]
         spoken = first + share * (held[(index + 1).clamp(max=len(held) - 1)] - first)
         self.given = ready
-        keep = min(max(int(self._place(ready)), self.dropped), known)
+        keep = min(int(self._place(ready)), known - 1)  # the last one stays: beyond it, it is repeated
+        keep = max(keep, self.dropped)
         self.frames, self.dropped = held[keep - self.dropped :], keep
         return spoken
 

@@ -16,6 +16,7 @@ from .spectrogram_generation_config import SpectrogramGenerationConfig
 
 STOP, MAX_LENGTH = "stop", "max_length"
 STEPS_DRAWN_AT_ONCE = 32  # of dropout masks: drawing for each step alone costs as much as the prenet itself
+LEAST_ROOM = 64  # decoder steps of a static cache
 
 
 @dataclass
@@ -70,34 +71,43 @@ def write_spectrograms(
     """
     config = model.config
     r, rows, frames = config.reduction_factor, list(range(len(limits))), 0
-    longest = max(most for _, most in limits)
-    state = model.start_decoding(
-        encoded, speaker_embeddings, max_steps=-(-longest // r) if chosen.static_cache else None
-    )
+    room = room_for(max(most for _, most in limits), config) if chosen.static_cache else None
+    state = model.start_decoding(encoded, speaker_embeddings, max_steps=room)
     masks = PrenetMasks(model.decoder.prenet, generators)
     window = AttentionWindow(encoded, diagonal_heads(config), config, chosen.window) if chosen.window else None
     wants_weights = bool(chosen.output_attentions or chosen.output_alignments)
-    last_frame = None
+    written = encoded.last_hidden_state.new_zeros(len(rows), r, config.num_mel_bins)  # silence
     while rows:
         if window is not None:
             state.cross_mask = window.mask()
         step = model.decode_step(
-            last_frame, state, prenet_masks=masks.next(), output_attentions=wants_weights or window is not None
+            written[:, -1],
+            state,
+            prenet_masks=masks.next(),
+            output_attentions=wants_weights or window is not None,
         )
+        # A graph that was captured writes the next step over the memory of this one.
+        written = step.frames.clone() if chosen.static_cache else step.frames
         if window is not None:
             window.follow(step.cross_attentions)
         ended = _ended(step.stop_logits, [limits[row] for row in rows], frames, chosen.stop_threshold)
         weights = torch.stack(step.cross_attentions, dim=1) if wants_weights else None  # [b, L, H, 1, S]
-        yield WrittenStep(rows, step.frames, weights, {rows[place]: how for place, how in ended.items()})
-        frames, last_frame = frames + r, step.frames[:, -1]
+        yield WrittenStep(rows, written, weights, {rows[place]: how for place, how in ended.items()})
+        frames += r
         if ended:
             going = [place for place in range(len(rows)) if place not in ended]
             rows = [rows[place] for place in going]
             if rows:
-                kept = torch.tensor(going, device=last_frame.device)
-                last_frame = last_frame[kept]
+                kept = torch.tensor(going, device=written.device)
+                written = written[kept]
                 for held in (state, masks, *([] if window is None else [window])):
                     held.select_rows(kept)
+
+
+def room_for(frames: int, config: TextToSpectrogramConfig) -> int:
+    """Steps of a static cache for so many frames: one of few sizes, each of which a compiled step needs a graph for."""
+    steps = -(-frames // config.reduction_factor)
+    return min(max(LEAST_ROOM, 1 << (steps - 1).bit_length()), config.max_speech_positions)
 
 
 def diagonal_heads(config: TextToSpectrogramConfig) -> list[int]:

@@ -212,6 +212,10 @@ class SpeechVocoder(Vocoder, SpeechT5HifiGan):
         ValueError: sizes of the configuration contradict each other.
     """
 
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = (
+        True  # no attention that a model's choice could break
+    )
+
     def __init__(self, config: SpeechT5HifiGanConfig):
         _check_sizes(config)
         super().__init__(config)
