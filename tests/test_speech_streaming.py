@@ -101,7 +101,8 @@ def test_the_first_sound_comes_long_before_the_last_frame_is_written():
 def test_a_stream_that_nobody_listens_to_does_no_more_work(speaker):
     steps = count_steps(speaker, "decoder.mel_head")
     stream = speaker.stream(alone(texts(), 2), stop_threshold=NEVER, chunk_frames=4)
-    next(stream), next(stream)
+    for _ in range(2):
+        next(stream)
     before = len(steps)
     del stream
     assert len(steps) == before < 35
@@ -266,7 +267,7 @@ def test_the_sentence_that_was_cut_off_is_named(reader, monkeypatch):
 
 
 def test_a_stream_says_when_speech_was_cut_off(monkeypatch):
-    model, warnings = with_sound(), []  # type: Any, list[str]
+    model, warnings = with_sound(), list[str]()
     monkeypatch.setattr("speechgraft.modeling.spectrogram_generation.logger.warning", warnings.append)
     list(model.stream(alone(texts(), 0), stop_threshold=NEVER, max_new_tokens=20))
     assert len(warnings) == 1 and "max_new_tokens=20" in warnings[0]
