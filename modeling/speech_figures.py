@@ -1,8 +1,8 @@
-"""Pictures of a speech model: how its losses fell, and which audio it listened to for each word.
+"""Pictures of a speech model: how its losses fell, which audio it listened to for each word, what it says and reads.
 
 matplotlib is optional and imported when a picture is drawn; nothing here needs a display.
 
-Shapes: `S` text tokens, `T` encoder frames.
+Shapes: `S` text tokens, `T` frames of an encoder or a spectrogram, `M` mel bins, `N` decoder steps.
 """
 
 import importlib.util
@@ -97,6 +97,123 @@ def plot_cross_attention(
     axes.set_title(title, pad=34 if word_starts_s else 8, fontsize=10)
     figure.colorbar(image, label="attention", pad=0.02)
     figure.savefig(path)
+
+
+def plot_spectrogram(spectrograms: Mapping[str, np.ndarray], frame_s: float, path: Path) -> None:
+    """Draw spectrograms below each other, on one scale of time and loudness, and save the picture.
+
+    Args:
+        spectrograms: title to log-mel [T, M]; their lengths may differ.
+        frame_s: seconds from one frame to the next.
+        path: where to save; the ending tells the format.
+
+    Raises:
+        ValueError: there is nothing to draw, or a spectrogram has another shape.
+        FiguresNotInstalledError: matplotlib is missing.
+    """
+    _check_spectrograms(spectrograms)
+    figure = _figure(width_in=9.0, height_in=2.3 * len(spectrograms) + 0.4)
+    all_axes = figure.subplots(len(spectrograms), 1, squeeze=False, sharex=True)[:, 0]
+    _draw_spectrograms(figure, all_axes, spectrograms, frame_s)
+    figure.savefig(path)
+
+
+def plot_alignment(weights: np.ndarray, tokens: Sequence[str], step_s: float, path: Path, title: str = "") -> None:
+    """Draw which token speech was read from at each moment, and save the picture.
+
+    Args:
+        weights: [N, S], of one attention head; rows sum to 1.
+        tokens: the S tokens.
+        step_s: seconds of a decoder step.
+        path: where to save; the ending tells the format.
+        title: above the picture.
+
+    Raises:
+        ValueError: there are not as many tokens as columns.
+        FiguresNotInstalledError: matplotlib is missing.
+    """
+    _check_alignment(weights, tokens)
+    figure = _figure(width_in=9.0, height_in=_alignment_height_in(tokens))
+    axes = figure.subplots()
+    _draw_alignment(figure, axes, weights, tokens, step_s)
+    axes.set_title(title, fontsize=10)
+    figure.savefig(path)
+
+
+def plot_synthesis(
+    spectrograms: Mapping[str, np.ndarray],
+    weights: np.ndarray,
+    tokens: Sequence[str],
+    frame_s: float,
+    step_s: float,
+    path: Path,
+    title: str = "",
+) -> None:
+    """Draw spectrograms and below them an alignment, on one scale of time; see `plot_spectrogram`, `plot_alignment`.
+
+    Raises:
+        ValueError: a shape is wrong.
+        FiguresNotInstalledError: matplotlib is missing.
+    """
+    _check_spectrograms(spectrograms)
+    _check_alignment(weights, tokens)
+    heights = [2.1] * len(spectrograms) + [_alignment_height_in(tokens)]
+    figure = _figure(width_in=9.0, height_in=sum(heights) + 0.4)
+    ratios = {"height_ratios": heights}
+    *upper, lower = figure.subplots(len(heights), 1, sharex=True, gridspec_kw=ratios)
+    _draw_spectrograms(figure, upper, spectrograms, frame_s)
+    _draw_alignment(figure, lower, weights, tokens, step_s)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path)
+
+
+QUIETEST = 4.0  # decades below the loudest: 80 dB
+LABELLED_TOKENS = 120  # of more, only some are named
+
+
+def _check_spectrograms(spectrograms: Mapping[str, np.ndarray]) -> None:
+    if not spectrograms:
+        raise ValueError("there is no spectrogram to draw")
+    for name, one in spectrograms.items():
+        if one.ndim != 2 or not one.size:
+            raise ValueError(f"{name}: a spectrogram is [T, M], got shape {list(one.shape)}")
+
+
+def _draw_spectrograms(
+    figure: Any, all_axes: Sequence[Any], spectrograms: Mapping[str, np.ndarray], frame_s: float
+) -> None:
+    loudest = max(float(one.max()) for one in spectrograms.values())
+    longest_s = max(len(one) for one in spectrograms.values()) * frame_s
+    for axes, (name, one) in zip(all_axes, spectrograms.items(), strict=True):
+        extent = (0, len(one) * frame_s, -0.5, one.shape[1] - 0.5)
+        image = axes.imshow(
+            one.T, aspect="auto", origin="lower", extent=extent, cmap="magma", vmin=loudest - QUIETEST, vmax=loudest
+        )
+        axes.set_xlim(0, longest_s)
+        axes.set_ylabel("mel bin")
+        axes.set_title(name, fontsize=10)
+    all_axes[-1].set_xlabel("time (s)")
+    figure.colorbar(image, ax=list(all_axes), label="log10 magnitude", pad=0.02)
+
+
+def _check_alignment(weights: np.ndarray, tokens: Sequence[str]) -> None:
+    if weights.ndim != 2 or weights.shape[1] != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens need weights of shape [N, {len(tokens)}], got {list(weights.shape)}")
+
+
+def _alignment_height_in(tokens: Sequence[str]) -> float:
+    return 1.2 + min(0.13 * len(tokens), 6.5)
+
+
+def _draw_alignment(figure: Any, axes: Any, weights: np.ndarray, tokens: Sequence[str], step_s: float) -> None:
+    extent = (0, len(weights) * step_s, -0.5, len(tokens) - 0.5)
+    image = axes.imshow(weights.T, aspect="auto", origin="lower", extent=extent, cmap="magma", vmin=0)
+    every = -(-len(tokens) // LABELLED_TOKENS)
+    shown = [token.replace("\u2581", " ").replace("\u0120", " ") for token in tokens][::every]
+    axes.set_yticks(range(0, len(tokens), every), shown, fontsize=6)
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("text")
+    figure.colorbar(image, ax=axes, label="attention", pad=0.02)
 
 
 def _mark_words(axes: Any, word_starts_s: Sequence[tuple[str, float]]) -> None:

@@ -16,6 +16,10 @@ COMMANDS = {
     "train-asr": ("train_asr", "fine-tune a speech-to-text model, from pretrained parts or a trained model"),
     "transcribe": ("transcribe", "write down what is said in recordings"),
     "evaluate-asr": ("evaluate_asr", "measure word and character error rate and speed on recordings with transcripts"),
+    "train-tts": (
+        "train_tts",
+        "teach a text-to-speech model a voice, from nothing, a text encoder or a trained model",
+    ),
     "train-vocoder": (
         "train_vocoder",
         "train the vocoder that turns a text-to-speech model's spectrograms into sound",
@@ -23,7 +27,7 @@ COMMANDS = {
     "publish": ("publish", "make a trained model ready to share: model card, metrics, and the code it needs"),
     "convert": ("convert", "turn a SpeechEncoderDecoderModel into a speechgraft model, or back"),
 }
-TRAINING = "train-asr"
+TRAINING = ("train-asr", "train-tts")  # commands whose options are Trainer's, which take seconds to import
 
 EPILOG = """\
 `speechgraft COMMAND --help` explains a command. Begin with `speechgraft quickstart`.
@@ -40,7 +44,7 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The options of `speechgraft`, and of one of its commands."""
     parser = _Parser(
         prog="speechgraft",
-        description="Speech to text with a pretrained speech encoder grafted onto a pretrained text decoder.",
+        description="Speech to text by grafting pretrained encoders and decoders together, and text to speech.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,21 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         make_parser().print_help(sys.stderr)
         return MISUSED
     command = next((word for word in words if not word.startswith("-")), None)
-    if command == TRAINING:  # its options are Trainer's, which take seconds to import
-        return train(words)
+    if command in TRAINING:
+        return train(command, words)
     args = make_parser(command).parse_args(words)
     module = importlib.import_module(f".{COMMANDS[args.command][0]}", __package__)
     return run(args.command, lambda: module.main(args), args.debug)
 
 
-def train(words: list[str]) -> int:
-    """Run `train-asr`, whose options another parser reads."""
-    before, after = words[: words.index(TRAINING)], words[words.index(TRAINING) + 1 :]
-    debug = make_parser().parse_known_args([*before, TRAINING])[0].debug
+def train(command: str, words: list[str]) -> int:
+    """Run a command whose options another parser reads."""
+    before, after = words[: words.index(command)], words[words.index(command) + 1 :]
+    debug = make_parser().parse_known_args([*before, command])[0].debug
     if after and after[-1] == "--debug":  # Trainer has an option of that name, which takes a value
         debug = bool(after.pop())
-    main = importlib.import_module(".train_asr", __package__).main
-    return run(TRAINING, lambda: main(after), debug)
+    main = importlib.import_module(f".{COMMANDS[command][0]}", __package__).main
+    return run(command, lambda: main(after), debug)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
 """Trained models and their processors from wherever they are, with one clear line where they cannot be had."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
+from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
 from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
+from ..modeling.modeling_text_to_spectrogram import TextToSpectrogramModel
 from ..modeling.speech_encoders import SPEECH_ENCODER_FAMILIES
 from ..modeling.text_decoders import TEXT_DECODER_FAMILIES
 from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
+from ..processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
 from .common import CommandError, explained, one_line
 
 OWN_MODEL_TYPES = {SpeechSeq2SeqConfig.model_type, NATIVE_MODEL_TYPE}
+SYNTHESIZER_TYPES = {TextToSpectrogramConfig.model_type, NATIVE_TTS_MODEL_TYPE}
 
 
 def load_model(
@@ -39,27 +44,52 @@ def load_model(
             model = SpeechSeq2SeqModel.from_pretrained(source, **options)
         else:
             model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(source, **options)
-        cast(Any, model).to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    return model.eval()
+        return _placed(model, device)
 
 
-def find_model_type(source: str) -> str:
-    """The kind of model that a folder or hub id holds, which is one that `load_model` can load.
+def load_synthesizer(
+    source: str, dtype: str = "auto", attention: str | None = None, device: str | None = None, **fields: Any
+) -> TextToSpectrogramModel:
+    """Load a trained text-to-speech model, in evaluation mode.
+
+    Args:
+        source: folder or hub id of a `TextToSpectrogramModel` or a `SpeechT5ForTextToSpeech`.
+        dtype: number format of the weights; "auto" as they were saved.
+        attention: which attention kernels to use; None leaves it to Transformers.
+        device: where to put the model; None takes a GPU if there is one.
+        fields: of `TextToSpectrogramConfig`, to change.
+
+    Raises:
+        CommandError: there is no such folder, it holds another kind of model, or the model does not load.
+    """
+    find_model_type(source, SYNTHESIZER_TYPES)
+    options = {"dtype": dtype, **fields} | ({} if attention is None else {"attn_implementation": attention})
+    with explained(source):
+        return _placed(TextToSpectrogramModel.from_pretrained(source, **options), device)
+
+
+def _placed(model: Any, device: str | None) -> Any:
+    """In evaluation mode, on a device."""
+    return model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))).eval()
+
+
+def find_model_type(source: str, known: Collection[str] | None = None) -> str:
+    """The kind of model that a folder or hub id holds, which is one of `known`, or one that `load_model` can load.
 
     Raises:
         CommandError: there is none, or another kind.
     """
     check_is_model(source)
+    known = OWN_MODEL_TYPES | both_halves() if known is None else known
     try:
         model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
     except (OSError, ValueError) as error:
         reason = one_line(error).split(". ")[0]
         raise CommandError(f"{source}: neither a folder here nor a model that the hub gives ({reason})") from error
-    if model_type in OWN_MODEL_TYPES | both_halves():
+    if model_type in known:
         return str(model_type)
     raise CommandError(
-        f"{source}: holds a {model_type} model; this command runs models of the kinds "
-        f"{', '.join(sorted(OWN_MODEL_TYPES | both_halves()))}"
+        f"{source}: holds a {model_type} model; this command runs models of the kinds {', '.join(sorted(known))}"
     )
 
 
@@ -101,10 +131,39 @@ def load_processor(source: str, model: SpeechSeq2SeqModel, asked: str = "--proce
     Raises:
         CommandError: the folder lacks the feature extractor or the tokenizer.
     """
+    parts = "a feature extractor and a tokenizer"
+    return _loaded_processor(
+        lambda: SpeechSeq2SeqProcessor.from_parts(source, source, config=model.config), source, asked, parts
+    )
+
+
+def load_synthesizer_processor(
+    source: str, model: TextToSpectrogramModel, asked: str = "--processor"
+) -> TextToSpectrogramProcessor:
+    """Load the processor that belongs to a text-to-speech model.
+
+    Args:
+        source: folder or hub id of a processor, or of a tokenizer alone.
+        model: whose spectrograms it computes.
+        asked: option that names another source, for the message.
+
+    Raises:
+        CommandError: the folder has no tokenizer.
+    """
+
+    def load() -> TextToSpectrogramProcessor:
+        if (Path(source).expanduser() / TextToSpectrogramProcessor.published_in).is_file():
+            return TextToSpectrogramProcessor.from_pretrained(source)
+        return TextToSpectrogramProcessor.from_parts(source, config=model.config)
+
+    return _loaded_processor(load, source, asked, "a tokenizer")
+
+
+def _loaded_processor(load: Callable[[], Any], source: str, asked: str, parts: str) -> Any:
     try:
-        return SpeechSeq2SeqProcessor.from_parts(source, source, config=model.config)
+        return load()
     except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
         raise CommandError(
-            f"{source}: no processor in this folder (a feature extractor and a tokenizer): name a folder that has "
-            f"both with {asked}, such as the one that the model was trained from ({one_line(error)[:120]})"
+            f"{source}: no processor in this folder ({parts}): name a folder that has it with {asked}, such as the "
+            f"one that the model was trained from ({one_line(error)[:120]})"
         ) from error

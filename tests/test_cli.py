@@ -1,5 +1,6 @@
 """The command `speechgraft` answers at once, explains itself, and ends in a way that scripts can rely on."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def test_options_are_refused_before_anything_heavy_is_loaded(tmp_path):
     assert python(code, tmp_path) == "refused\n"
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != TRAINING])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in TRAINING])
 def test_every_command_explains_itself_and_each_of_its_options(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -162,10 +163,9 @@ def test_the_modules_run_as_the_command_does_for_launchers(words, told, tmp_path
 def test_the_page_about_commands_explains_every_option(command, repository):
     page = (repository / "docs" / "commands.md").read_text()
     section = page.split(f"\n## {command}\n")[1].split("\n## ")[0]
-    if command == TRAINING:
-        from speechgraft.scripts.train_asr import DataArguments, ModelArguments
-
-        options = {f"--{option.name}" for kind in (ModelArguments, DataArguments) for option in fields(kind)}
+    if command in TRAINING:
+        kinds = importlib.import_module(f"speechgraft.scripts.{COMMANDS[command][0]}").COMMAND.kinds
+        options = {f"--{option.name}" for kind in kinds[:-1] for option in fields(kind)}
     else:
         (subparsers,) = (action for action in make_parser(command)._actions if action.dest == "command")
         options = {

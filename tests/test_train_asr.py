@@ -19,7 +19,8 @@ from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertTokenizer
 
 from speechgraft.scripts.cli import main
 from speechgraft.scripts.common import CommandError
-from speechgraft.scripts.train_asr import TrainingParser, build, parse
+from speechgraft.scripts.train_asr import COMMAND, build, parse
+from speechgraft.scripts.training_options import TrainingParser
 
 QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "2", "--use_cpu", "--logging_steps", "1", "--seed", "0"]
 
@@ -324,7 +325,7 @@ def test_help_explains_the_everyday_options_and_names_all_others(capsys):
     with pytest.raises(SystemExit):
         main(["train-asr", "--help_all"])
     assert len(capsys.readouterr().out) > 2 * len(text)
-    assert TrainingParser().names >= {"encoder", "train", "adam_beta2"}
+    assert TrainingParser(COMMAND).names >= {"encoder", "train", "adam_beta2"}
 
 
 def test_a_mistake_shows_its_traceback_where_asked(capsys):

@@ -13,7 +13,8 @@ from torch._dynamo.exc import Unsupported
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from speechgraft.modeling.trainer_speech_seq2seq import ShuffledLengthGroups, SpeechSeq2SeqTrainer
+from speechgraft.modeling.speech_trainer import ShuffledLengthGroups
+from speechgraft.modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
 
 LAYOUTS = [(8, 1), (2, 4), (1, 8)]  # batch, accumulation: always the same 8 clips in one optimiser step
 AS_EQUAL = {"rel": 1e-4}
