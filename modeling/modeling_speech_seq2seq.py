@@ -17,6 +17,8 @@ from transformers import (
     AutoModel,
     AutoModelForSpeechSeq2Seq,
     Cache,
+    DynamicCache,
+    EncoderDecoderCache,
     GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
@@ -582,6 +584,44 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         if not hasattr(self.generation_config, "ctc_weight"):
             self.generation_config.ctc_weight = 0.0  # share of the CTC head's score; generate() takes what is there
         return cast(Any, super())._prepare_generation_config(generation_config, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in Transformers; hypotheses of one utterance share what cross-attention reads of it."""
+        was_given = model_kwargs.get("past_key_values") is not None
+        cast(Any, super())._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        n_each = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+        if n_each > 1 and not was_given and isinstance(cache, EncoderDecoderCache):
+            cross = cache.cross_attention_cache
+            if isinstance(cross, DynamicCache) and not cross.offloading:
+                self._share_cross_attention(cache, model_kwargs["encoder_outputs"], n_each)
+
+    def _share_cross_attention(self, cache: EncoderDecoderCache, encoded: SpeechEncoderOutput, n_each: int) -> None:
+        """Work out the keys and values of each utterance once, not once for each of its `n_each` hypotheses."""
+        hidden_states = cast(torch.Tensor, encoded.last_hidden_state)[::n_each].contiguous()  # the rows are copies
+        mask = None if encoded.attention_mask is None else encoded.attention_mask[::n_each]
+        start = torch.full((len(hidden_states), 1), self.config.decoder_start_token_id, device=hidden_states.device)
+        own = EncoderDecoderCache(DynamicCache(config=self.config.decoder), cache.cross_attention_cache)
+        self.decoder(
+            input_ids=start,
+            encoder_hidden_states=hidden_states.to(self.decoder.dtype),
+            encoder_attention_mask=mask,
+            past_key_values=own,
+            use_cache=True,
+        )
+        for layer in cast(Any, cache.cross_attention_cache).layers:
+            for name in ("keys", "values"):  # [B, H, T, D / H]
+                one = getattr(layer, name)
+                shared = one.expand(n_each, -1, -1, -1) if len(one) == 1 else one.repeat_interleave(n_each, dim=0)
+                setattr(layer, name, shared)
+        cache.is_updated = dict(own.is_updated)
+
+    def _reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Any:
+        """Follow beams to their parents, which are of the same utterance and so hear the same."""
+        (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).reorder_cache(beam_idx)
+        return cache
 
     def _get_logits_processor(
         self,

@@ -129,6 +129,19 @@ def test_the_native_class_projects_and_masks_at_every_step():
     assert calls["projection"] == STEPS and calls["mask"] > STEPS
 
 
+@pytest.mark.parametrize("way", ["greedy", "beams", "sampling", "no cache"])
+def test_hypotheses_of_an_utterance_share_the_keys_that_cross_attention_reads(way):
+    model = tiny_model("wav2vec2", "bert")
+    heard: Counter[str] = Counter()
+    layers = [layer.crossattention.self.key for layer in model.decoder.bert.encoder.layer]
+    hooks = [layer.register_forward_hook(lambda _, inputs, __: heard.update(rows=len(inputs[0]))) for layer in layers]
+    generate(model, audio("wav2vec2", 3000, 4800), **WAYS[way])
+    for hook in hooks:
+        hook.remove()
+    once = len(layers) * 2  # utterances
+    assert heard["rows"] == (once * STEPS if way == "no cache" else once)
+
+
 # One result, many ways -----------------------------------------------------------------------------------------------
 
 
