@@ -263,6 +263,10 @@ class SpeechVocoder(Vocoder, SpeechT5HifiGan):
         native.load_state_dict(plain_state_dict(self))
         return native.train(self.training)
 
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """Whatever a model that holds a vocoder is asked for: there is no attention here that could refuse it."""
+        return "eager"
+
     @property
     def has_weight_norm(self) -> bool:
         """Whether weights are kept as direction and length, as HiFi-GAN is trained."""

@@ -359,6 +359,15 @@ def test_eager_and_sdpa_speak_alike(settings):
     torch.testing.assert_close(found[0].spectrogram, found[1].spectrogram, atol=1e-4, rtol=0)
 
 
+def test_a_vocoder_does_not_refuse_the_attention_that_its_model_is_loaded_with(speaker, tmp_path):
+    speaker.save_pretrained(tmp_path)
+    for attention in ("eager", "sdpa"):
+        model: Any = TextToSpectrogramModel.from_pretrained(tmp_path, attn_implementation=attention)
+        assert model.config._attn_implementation == attention
+        mel = torch.randn(5, 8)
+        torch.testing.assert_close(model.vocoder.to_native()(mel), model.vocoder(mel))
+
+
 def test_a_static_cache_changes_nothing_but_memory(speaker):
     grown, fixed = (
         speaker.generate(**texts(), generator=seeded(1, 2, 3), stop_threshold=STOPS, static_cache=static)
