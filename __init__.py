@@ -13,10 +13,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .configuration.configuration_speech_encoder_heads import (
+        SpeechEncoderForAudioClassificationConfig,
+        SpeechEncoderForAudioFrameClassificationConfig,
+        SpeechEncoderForCTCConfig,
+    )
     from .configuration.configuration_speech_seq2seq import SpeechEncoderConfig, SpeechSeq2SeqConfig
     from .configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
     from .modeling.alignment_diagnostics import SpeechAlignment, WordTiming
+    from .modeling.ctc_decoding import CtcHypothesis
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
+    from .modeling.modeling_speech_encoder_classification import (
+        SpeechEncoderForAudioClassification,
+        SpeechEncoderForAudioFrameClassification,
+    )
+    from .modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC, SpeechEncoderForCTCOutput
     from .modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel, SpeechSeq2SeqOutput
     from .modeling.modeling_text_to_spectrogram import TextToSpectrogramModel, TextToSpectrogramOutput
     from .modeling.parameter_efficient import lora_config
@@ -27,6 +38,7 @@ if TYPE_CHECKING:
     from .modeling.speech_vocoders import GriffinLimVocoder, SpeechVocoder, load_vocoder
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from .processing.audio_files import AudioError, load_audio
+    from .processing.collation_speech_encoder import SpeechEncoderCollator
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
     from .processing.collation_text_to_spectrogram import TextToSpectrogramCollator
     from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
@@ -48,6 +60,7 @@ __version__ = "0.1.0"
 # Where each public name lives; its module is imported when the name is first used.
 PUBLIC_NAMES = {
     "AudioError": "processing.audio_files",
+    "CtcHypothesis": "modeling.ctc_decoding",
     "DatasetError": "processing.speech_datasets",
     "GriffinLimVocoder": "modeling.speech_vocoders",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
@@ -55,7 +68,15 @@ PUBLIC_NAMES = {
     "SpectrogramGenerationConfig": "modeling.spectrogram_generation_config",
     "SpeechAlignment": "modeling.alignment_diagnostics",
     "SpeechEncoder": "modeling.modeling_speech_encoder",
+    "SpeechEncoderCollator": "processing.collation_speech_encoder",
     "SpeechEncoderConfig": "configuration.configuration_speech_seq2seq",
+    "SpeechEncoderForAudioClassification": "modeling.modeling_speech_encoder_classification",
+    "SpeechEncoderForAudioClassificationConfig": "configuration.configuration_speech_encoder_heads",
+    "SpeechEncoderForAudioFrameClassification": "modeling.modeling_speech_encoder_classification",
+    "SpeechEncoderForAudioFrameClassificationConfig": "configuration.configuration_speech_encoder_heads",
+    "SpeechEncoderForCTC": "modeling.modeling_speech_encoder_ctc",
+    "SpeechEncoderForCTCConfig": "configuration.configuration_speech_encoder_heads",
+    "SpeechEncoderForCTCOutput": "modeling.modeling_speech_encoder_ctc",
     "SpeechEncoderOutput": "modeling.modeling_speech_encoder",
     "SpeechSeq2SeqCollator": "processing.collation_speech_seq2seq",
     "SpeechSeq2SeqConfig": "configuration.configuration_speech_seq2seq",
@@ -99,6 +120,9 @@ AUTO_TABLES = {
     "transformers.models.auto.configuration_auto": {
         "CONFIG_MAPPING_NAMES": {
             "speech_encoder": "SpeechEncoderConfig",
+            "speech_encoder_audio_classification": "SpeechEncoderForAudioClassificationConfig",
+            "speech_encoder_audio_frame_classification": "SpeechEncoderForAudioFrameClassificationConfig",
+            "speech_encoder_ctc": "SpeechEncoderForCTCConfig",
             "speech_seq2seq": "SpeechSeq2SeqConfig",
             "text_to_spectrogram": "TextToSpectrogramConfig",
         },
@@ -109,6 +133,13 @@ AUTO_TABLES = {
             "speech_seq2seq": "SpeechSeq2SeqModel",
             "text_to_spectrogram": "TextToSpectrogramModel",
         },
+        "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES": {
+            "speech_encoder_audio_classification": "SpeechEncoderForAudioClassification",
+        },
+        "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES": {
+            "speech_encoder_audio_frame_classification": "SpeechEncoderForAudioFrameClassification",
+        },
+        "MODEL_FOR_CTC_MAPPING_NAMES": {"speech_encoder_ctc": "SpeechEncoderForCTC"},
         "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES": {"speech_seq2seq": "SpeechSeq2SeqModel"},
         "MODEL_FOR_TEXT_TO_WAVEFORM_MAPPING_NAMES": {"text_to_spectrogram": "TextToSpectrogramModel"},
         # In a tuple, which the Auto class opens and the pipeline does not: the pipeline would download a vocoder for
@@ -127,8 +158,11 @@ AUTO_TABLES = {
 }
 # Modules that register their classes themselves, for when Transformers' tables were read before this package came.
 REGISTERING = (
+    "configuration.configuration_speech_encoder_heads",
     "configuration.configuration_speech_seq2seq",
     "configuration.configuration_text_to_spectrogram",
+    "modeling.modeling_speech_encoder_classification",
+    "modeling.modeling_speech_encoder_ctc",
     "modeling.modeling_speech_seq2seq",
     "modeling.modeling_text_to_spectrogram",
     "processing.mel_spectrograms",
