@@ -197,7 +197,8 @@ class SpectrogramGenerationMixin:
             vocoder: see there.
             generator: see there.
             generation_config: see there.
-            chunk_frames: frames that are written between two chunks. Fewer are heard sooner, and cost more.
+            chunk_frames: frames that are written between two chunks, but fewer between the first ones, so that sound
+                starts soon. Short chunks cost more.
             pause_s: silence between texts, in seconds.
             settings: fields of `SpectrogramGenerationConfig`, without those about what is returned.
 

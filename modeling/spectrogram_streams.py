@@ -13,6 +13,8 @@ from torch import nn
 from .spectrogram_decoder import Postnet
 from .speech_vocoders import Vocoder
 
+FIRST_CHUNK_FRAMES = 4  # of a stream; each of the next is twice as long as that before it, up to the length asked for
+
 
 class PostnetStream:
     """Refines a spectrogram as it comes; what comes out lags by `Postnet.context_frames`."""
@@ -93,20 +95,22 @@ def sound_of_frames(
         postnet: refines them.
         speed: of the speech.
         vocoder: makes sound of them.
-        chunk_frames: frames that are written between two chunks of sound.
+        chunk_frames: frames that are written between two chunks of sound; fewer at first, to be heard soon.
 
     Yields:
         float32 [samples], never empty.
     """
     refining, playing, sounding = PostnetStream(postnet), SpeedStream(speed), vocoder.stream()
     lookahead = math.ceil(getattr(vocoder, "lookahead_frames", 0) * speed)
-    waiting, enough = [], chunk_frames + postnet.context_frames + lookahead  # or the first chunk has no sound in it
+    size = min(FIRST_CHUNK_FRAMES, chunk_frames)
+    waiting, enough = [], size + postnet.context_frames + lookahead  # or the first chunk has no sound in it
     for frames in written:
         waiting.append(frames)
         if sum(map(len, waiting)) < enough:
             continue
         sound = sounding.push(playing.push(refining.push(torch.cat(waiting))))
-        waiting, enough = [frames[:0]], chunk_frames
+        size = min(2 * size, chunk_frames)
+        waiting, enough = [frames[:0]], size
         if len(sound):
             yield sound
     end = playing.push(refining.push(torch.cat(waiting), last=True), last=True)

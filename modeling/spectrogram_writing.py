@@ -105,7 +105,7 @@ def write_spectrograms(
 
 
 def room_for(frames: int, config: TextToSpectrogramConfig) -> int:
-    """Steps of a static cache for so many frames: one of few sizes, each of which a compiled step needs a graph for."""
+    """Steps of a static cache for so many frames: one of few sizes, each of which takes a graph of a compiled step."""
     steps = -(-frames // config.reduction_factor)
     return min(max(LEAST_ROOM, 1 << (steps - 1).bit_length()), config.max_speech_positions)
 

@@ -91,7 +91,7 @@ def test_the_first_sound_comes_long_before_the_last_frame_is_written():
     assert not steps, "nothing is written before it is asked for"
     next(stream)
     context = model.postnet.context_frames + model.vocoder.lookahead_frames
-    assert len(steps) == -(-(16 + context) // 2) <= 200 / 8
+    assert len(steps) == -(-(4 + context) // 2) <= 200 / 8
     native = tiny_native_synthesizer(max_speech_positions=400)
     steps = count_steps(native, "speech_decoder_postnet.feat_out")
     native.generate(alone(texts(), 0), speaker_embeddings=torch.ones(1, 6), threshold=3.0, maxlenratio=80.0)
