@@ -132,6 +132,12 @@ class SpeechEncoderForAudioFrameClassificationConfig(SpeechEncoderHeadConfig):
 
     use_weighted_layer_sum: bool = False
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        names = cast(dict[int, str], self.id2label)
+        if not self.label2id or set(self.label2id) != set(names.values()):
+            self.label2id = {name: index for index, name in names.items()}
+
     def validate_layer_sum(self) -> None:
         """Part of the checks that `@strict` runs."""
         if self.use_weighted_layer_sum and (self.adapter_layers or getattr(self.encoder, "add_adapter", False)):
