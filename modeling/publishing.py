@@ -13,6 +13,12 @@ logger = logging.get_logger(__name__)
 
 TASK = "automatic-speech-recognition"
 SPEAKING_TASK = "text-to-speech"
+CLASSIFYING_TASK = "audio-classification"
+TASKS = {  # of models that the Auto class finds; TASK of all others
+    "AutoModelForTextToWaveform": SPEAKING_TASK,
+    "AutoModelForAudioClassification": CLASSIFYING_TASK,
+    "AutoModelForAudioFrameClassification": CLASSIFYING_TASK,
+}
 METRICS = {"wer": "word error rate", "cer": "character error rate", "rtfx": "seconds of audio per second of computing"}
 PERCENTAGES = ("wer", "cer")  # measured as fractions
 
@@ -36,6 +42,32 @@ from transformers import pipeline
 
 speech = pipeline("text-to-speech", "{name}", trust_remote_code=True)("Hello world.")
 soundfile.write("speech.wav", speech["audio"].squeeze(), speech["sampling_rate"])
+```
+
+The code that `trust_remote_code` runs lies in this repository; with `pip install speechgraft` and `import speechgraft`
+the argument is not needed."""
+
+ENCODER_USAGE = """\
+```python
+import soundfile
+from transformers import pipeline
+
+samples, _ = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, mono
+print(pipeline("{task}", "{name}", trust_remote_code=True)(samples))
+```
+
+The code that `trust_remote_code` runs lies in this repository; with `pip install speechgraft` and `import speechgraft`
+the argument is not needed."""
+
+FRAME_USAGE = """\
+```python
+import soundfile
+from transformers import AutoFeatureExtractor, AutoModelForAudioFrameClassification
+
+model = AutoModelForAudioFrameClassification.from_pretrained("{name}", trust_remote_code=True)
+samples, rate = soundfile.read("speech.wav", dtype="float32")  # 16 kHz, mono
+inputs = AutoFeatureExtractor.from_pretrained("{name}")(samples, sampling_rate=rate, return_tensors="pt")
+print(model(**inputs).logits.argmax(-1))  # a class of each frame
 ```
 
 The code that `trust_remote_code` runs lies in this repository; with `pip install speechgraft` and `import speechgraft`
@@ -88,18 +120,18 @@ def model_card(
     model: Any, metrics: Mapping[str, Any] | None = None, name: str = "model", tags: Sequence[str] = ()
 ) -> ModelCard:
     """What the hub shows of a model: what it is, how it is used, what was measured."""
-    results, speaks = _results(metrics), _speaks(model)
-    task = SPEAKING_TASK if speaks else TASK
+    results = _results(metrics)
+    task = next((TASKS[name] for name in model.published_as if name in TASKS), TASK)
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=task,
         tags=[task, "speechgraft", *tags],
         metrics=[metric for metric in PERCENTAGES if any(metric in result for result in results)] or None,
-        model_name=name if results and not speaks else None,
-        eval_results=(not speaks and _eval_results(metrics, results)) or None,
+        model_name=name if results and task == TASK else None,
+        eval_results=(task == TASK and _eval_results(metrics, results)) or None,
     )
     parts = ["---", data.to_yaml(), "---", "", f"# {name.split('/')[-1]}", "", _description(model)]
-    parts += ["", "## Use", "", (SPEAKING_USAGE if speaks else USAGE).format(name=name)]
+    parts += ["", "## Use", "", _usage(model).format(name=name, task=task)]
     if results:
         parts += ["", "## Results", "", *_results_table(metrics, results)]
     return ModelCard("\n".join(parts) + "\n")
@@ -107,6 +139,14 @@ def model_card(
 
 def _speaks(model: Any) -> bool:
     return "AutoModelForTextToWaveform" in model.published_as
+
+
+def _usage(model: Any) -> str:
+    if _speaks(model):
+        return SPEAKING_USAGE
+    if "AutoModelForAudioFrameClassification" in model.published_as:
+        return FRAME_USAGE
+    return USAGE if hasattr(model.config, "decoder") else ENCODER_USAGE
 
 
 def _description(model: Any) -> str:
@@ -117,6 +157,12 @@ def _description(model: Any) -> str:
         return (
             f"Text to speech in the manner of SpeechT5: {encoder} and a spectrogram decoder, heard through {vocoder}; "
             f"{size:.0f} million parameters. Made with [speechgraft](https://pypi.org/project/speechgraft)."
+        )
+    if not hasattr(model.config, "decoder"):
+        head = "a CTC head" if hasattr(model, "ctc_head") else f"a classifier of {model.config.num_labels} classes"
+        return (
+            f"A {model.config.encoder.model_type} speech encoder with {head}; {size:.0f} million parameters. "
+            "Made with [speechgraft](https://pypi.org/project/speechgraft)."
         )
     encoder, decoder = model.config.encoder.model_type, model.config.decoder.model_type
     ctc = ", trained jointly with CTC" if model.config.has_ctc_head else ""

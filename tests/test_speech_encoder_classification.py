@@ -15,6 +15,7 @@ from speechgraft import (
     SpeechEncoderForAudioClassificationConfig,
     SpeechEncoderForAudioFrameClassification,
     SpeechEncoderForAudioFrameClassificationConfig,
+    publish_pretrained,
 )
 
 RATE = 16_000
@@ -165,7 +166,9 @@ def test_attentive_pooling_learns_which_frames_count():
 
 def test_the_pipeline_names_the_class(tmp_path):
     model = tiny_classifier()
-    model.save_pretrained(tmp_path)
+    publish_pretrained(model, tmp_path, metrics={"accuracy": 0.9})
+    card = (tmp_path / "README.md").read_text()
+    assert "a classifier of 3 classes" in card and 'pipeline("audio-classification"' in card and "| 0.9 |" in card
     extractor = hf.Wav2Vec2FeatureExtractor(return_attention_mask=True)
     extractor.save_pretrained(tmp_path)
     classify = hf.pipeline("audio-classification", model=str(tmp_path))

@@ -12,7 +12,7 @@ import torch
 import transformers as hf
 from tiny_models import ENCODERS, MELS, VOCABULARY, WHISPER, audio, encoder_config, labels, randomize, save_encoder
 
-from speechgraft import SpeechEncoderCollator, SpeechEncoderForCTC, SpeechEncoderForCTCConfig
+from speechgraft import SpeechEncoderCollator, SpeechEncoderForCTC, SpeechEncoderForCTCConfig, publish_pretrained
 from speechgraft.modeling.sequence_losses import logger as loss_logger
 
 RATE = 16_000
@@ -361,18 +361,20 @@ def test_pipelines_learn_how_long_a_frame_is_for_mel_encoders_too(name):
 
 def test_published_code_stands_alone(folder, tmp_path):
     model = SpeechEncoderForCTC.from_pretrained(folder)
-    model.save_pretrained(tmp_path)
-    model.publish_code(tmp_path)
+    publish_pretrained(model, tmp_path, hf.AutoProcessor.from_pretrained(folder))
     inputs = audio("wav2vec2", 6400)
     torch.save((inputs, model(**inputs).logits), tmp_path / "expected.pt")
     code = f"""
 import sys; sys.modules["speechgraft"] = None
 import torch
-from transformers import AutoModelForCTC
+from transformers import AutoModelForCTC, pipeline
 model = AutoModelForCTC.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
 inputs, expected = torch.load({str(tmp_path / "expected.pt")!r})
 assert torch.equal(model(**inputs).logits, expected)
+recognize = pipeline("automatic-speech-recognition", {str(tmp_path)!r}, trust_remote_code=True)
+assert recognize.type == "ctc" and recognize(inputs["input_values"][0].numpy())["text"]
 """
+    assert "with a CTC head" in (tmp_path / "README.md").read_text()
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
