@@ -20,6 +20,7 @@ COMMANDS = {
         "train_tts",
         "teach a text-to-speech model a voice, from nothing, a text encoder or a trained model",
     ),
+    "synthesize": ("synthesize", "speak texts: into sound files, or to a player while they are being spoken"),
     "train-vocoder": (
         "train_vocoder",
         "train the vocoder that turns a text-to-speech model's spectrograms into sound",

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -81,6 +82,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Around work whose warnings the command tells in its own words."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: the known one that is closest, if any is."""
     close = difflib.get_close_matches(word, list(known), n=1)
@@ -111,14 +123,18 @@ def share(value: str) -> float:
     return number
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare which model to run, and on what."""
+RECOGNIZERS = "of speechgraft, SpeechEncoderDecoderModel or Whisper"
+SYNTHESIZERS = "of speechgraft, or SpeechT5's text to speech"
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, kinds: str = RECOGNIZERS) -> Any:
+    """Declare which model to run, and on what; returns the group. `kinds` says which models serve."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         required=True,
         metavar="FOLDER",
-        help="a trained model: folder or hub id, of speechgraft, SpeechEncoderDecoderModel or Whisper",
+        help=f"a trained model: folder or hub id, {kinds}",
     )
     group.add_argument(
         "--processor",
@@ -137,6 +153,64 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="attention kernels: eager, sdpa, flash_attention_2, ... (default: the best that PyTorch has)",
     )
+    return group
+
+
+def add_speaking_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Declare with which voice and how a model speaks; returns the group."""
+    group = parser.add_argument_group("speech")
+    group.add_argument(
+        "--speaker",
+        metavar="FILE",
+        help="the voice: a file with a speaker embedding, .npy or .pt (default: the model's own)",
+    )
+    group.add_argument(
+        "--vocoder",
+        metavar="FOLDER",
+        help="another HiFi-GAN than the model's: folder or hub id (default: the model's, or Griffin-Lim)",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the same seed gives the same speech, another one another reading (default: %(default)s)",
+    )
+    group.add_argument(
+        "--speed",
+        type=positive_number,
+        default=1.0,
+        metavar="FACTOR",
+        help="2 is twice as fast, 0.5 half, with the same pitch (default: %(default)g)",
+    )
+    group.add_argument(
+        "--max-duration-s",
+        type=positive_number,
+        metavar="SECONDS",
+        help="cut a sentence off that takes longer, as one may that the model has lost its way in (default: what is "
+        "plausible for its length)",
+    )
+    group.add_argument(
+        "--attention-window",
+        type=positive,
+        metavar="N",
+        help="keep attention within so many tokens of where it was, and never let it go back: against words that are "
+        "skipped or repeated (default: the model's own, usually none)",
+    )
+    group.add_argument(
+        "--stop-threshold",
+        type=share,
+        metavar="SHARE",
+        help="probability of the end at which speech ends (default: the model's own, usually 0.5)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=positive,
+        default=8,
+        metavar="N",
+        help="sentences to speak at once; changes nothing but speed and memory (default: %(default)s)",
+    )
+    return group
 
 
 def add_decoding_arguments(parser: argparse.ArgumentParser) -> Any:

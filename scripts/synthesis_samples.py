@@ -1,8 +1,5 @@
 """What a model says while it is trained: sound and pictures of one sentence, at every evaluation."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +7,9 @@ import soundfile
 import torch
 from transformers import TrainerCallback
 
-from .common import say
+from .common import say, without_warnings
 
 LONGEST = 2  # times the recording: a model that does not stop yet would speak on for long
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Nobody's warnings reach the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 class SampleCallback(TrainerCallback):

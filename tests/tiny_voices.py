@@ -28,11 +28,13 @@ def letters_tokenizer() -> Any:
     return train_character_tokenizer([LETTERS])
 
 
-def save_synthesizer(folder: Path, seed: int = 0, scale: float = 0.3, **fields: Any) -> Path:
-    """A random model with its processor."""
+def save_synthesizer(folder: Path, seed: int = 0, vocoder: bool = True, **fields: Any) -> Path:
+    """A random model with its processor, and its vocoder: of such spectrograms Griffin-Lim makes chaos."""
     tokenizer = letters_tokenizer()
     ids = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2}
-    model = tiny_synthesizer(seed=seed, scale=scale, **{**ids, "speaker_embedding_dim": 0, **fields})
+    model = tiny_synthesizer(seed=seed, **{**ids, "speaker_embedding_dim": 0, **fields})
+    if vocoder:
+        model.set_vocoder(tiny_hifigan(model_in_dim=TTS_MELS))
     model.save_pretrained(folder)
     TextToSpectrogramProcessor.from_parts(tokenizer, config=model.config).save_pretrained(folder)
     return folder
