@@ -582,7 +582,8 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         self.agree_on_token_ids()
         self._require_token_id("decoder_start_token_id")
         if not hasattr(self.generation_config, "ctc_weight"):
-            self.generation_config.ctc_weight = 0.0  # share of the CTC head's score; generate() takes what is there
+            # The share of the CTC head's score: generate() takes what is there.
+            cast(Any, self.generation_config).ctc_weight = 0.0
         return cast(Any, super())._prepare_generation_config(generation_config, **kwargs)
 
     def _prepare_cache_for_generation(
@@ -620,7 +621,8 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
 
     def _reorder_cache(self, cache: Any, beam_idx: torch.Tensor) -> Any:
         """Follow beams to their parents, which are of the same utterance and so hear the same."""
-        (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).reorder_cache(beam_idx)
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        cast(Any, own).reorder_cache(beam_idx)
         return cache
 
     def _get_logits_processor(
