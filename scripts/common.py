@@ -123,6 +123,56 @@ def share(value: str) -> float:
     return number
 
 
+def add_data_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Declare what to measure on; returns the group."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="recordings with transcripts: a folder with metadata.csv, a CSV/TSV/JSONL manifest, or a data set id",
+    )
+    group.add_argument("--split", help="which split of the data, such as validation or 'test[:100]'")
+    group.add_argument("--dataset-name", metavar="NAME", help="configuration of a data set, such as its language")
+    group.add_argument("--audio-column", metavar="NAME", help="column of the recordings (default: the usual names)")
+    group.add_argument("--text-column", metavar="NAME", help="column of the transcripts (default: the usual names)")
+    group.add_argument(
+        "--streaming", action="store_true", help="read the data as it is needed, without a copy on disk"
+    )
+    return group
+
+
+def load_data(args: argparse.Namespace) -> Any:
+    """The data that the options of `add_data_arguments` name.
+
+    Raises:
+        CommandError: there is no such data.
+    """
+    from ..processing.speech_datasets import load_speech_dataset
+
+    with explained(args.data):
+        return load_speech_dataset(
+            args.data,
+            args.split,
+            name=args.dataset_name,
+            audio_column=args.audio_column,
+            text_column=args.text_column,
+            streaming=args.streaming,
+            strict=False,
+        )
+
+
+def add_normalizer_argument(group: Any) -> None:
+    """Declare what is made equal before errors are counted."""
+    group.add_argument(
+        "--normalizer",
+        choices=("basic", "english", "none"),
+        default="basic",
+        help="what is made equal before counting: basic: case and punctuation; english: contractions, numbers and "
+        "fillers too, as Whisper's papers do; rates compare only under the same one (default: %(default)s)",
+    )
+
+
 RECOGNIZERS = "of speechgraft, SpeechEncoderDecoderModel or Whisper"
 SYNTHESIZERS = "of speechgraft, or SpeechT5's text to speech"
 

@@ -12,9 +12,12 @@ from .common import (
     DONE,
     SKIPPED_SOME,
     CommandError,
+    add_data_arguments,
     add_decoding_arguments,
     add_model_arguments,
+    add_normalizer_argument,
     explained,
+    load_data,
     positive,
     say,
 )
@@ -58,18 +61,7 @@ class Result:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `speechgraft evaluate-asr`."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    data = parser.add_argument_group("data")
-    data.add_argument(
-        "--data",
-        required=True,
-        metavar="DATA",
-        help="recordings with transcripts: a folder with metadata.csv, a CSV/TSV/JSONL manifest, or a data set id",
-    )
-    data.add_argument("--split", help="which split of the data, such as validation or 'test[:100]'")
-    data.add_argument("--dataset-name", metavar="NAME", help="configuration of a data set, such as its language")
-    data.add_argument("--audio-column", metavar="NAME", help="column of the recordings (default: the usual names)")
-    data.add_argument("--text-column", metavar="NAME", help="column of the transcripts (default: the usual names)")
-    data.add_argument("--streaming", action="store_true", help="read the data as it is needed, without a copy on disk")
+    add_data_arguments(parser)
     add_model_arguments(parser)
     decoding = add_decoding_arguments(parser)
     decoding.add_argument(
@@ -82,13 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: 1)",
     )
     results = parser.add_argument_group("results")
-    results.add_argument(
-        "--normalizer",
-        choices=("basic", "english", "none"),
-        default="basic",
-        help="what is made equal before counting: basic: case and punctuation; english: contractions, numbers and "
-        "fillers too, as Whisper's papers do; rates compare only under the same one (default: %(default)s)",
-    )
+    add_normalizer_argument(results)
     results.add_argument(
         "--worst", type=int, default=5, metavar="N", help="show the utterances with most errors (default: %(default)s)"
     )
@@ -107,18 +93,7 @@ def main(args: argparse.Namespace) -> int:
         raise CommandError(f"--output {args.output}: the name ends in .json or .csv")
     if args.output is not None and not args.output.absolute().parent.is_dir():
         raise CommandError(f"--output {args.output}: no such folder {args.output.parent}")
-    from ..processing.speech_datasets import load_speech_dataset
-
-    with explained(args.data):
-        dataset = load_speech_dataset(
-            args.data,
-            args.split,
-            name=args.dataset_name,
-            audio_column=args.audio_column,
-            text_column=args.text_column,
-            streaming=args.streaming,
-            strict=False,
-        )
+    dataset = load_data(args)
     skipped: list[str] = []
     results, utterances = measure(args, dataset, skipped)
     if not results:

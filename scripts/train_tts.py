@@ -290,69 +290,6 @@ def _known_fields(options: ModelArguments) -> dict[str, Any]:
     return fields_to_set(options.set, known, "TextToSpectrogramConfig")
 
 
-@dataclass
-class Speakers:
-    """Where the voices of clips come from.
-
-    Args:
-        column: of the data set, with numbers or file names; None where all clips have one voice.
-        folder: of the data set, to which file names may be relative.
-        voice: of all clips.
-    """
-
-    column: str | None
-    folder: Path
-    voice: Any = None
-    width: int | None = None
-
-    def __call__(self, row: Any) -> Any:
-        """The embedding [V] of a row.
-
-        Raises:
-            SpeakerError: it has none, or one that cannot be used.
-        """
-        from ..processing.speaker_embeddings import SpeakerError, load_speaker_embedding
-
-        if self.column is None:
-            return self.voice
-        given = row.get(self.column)
-        if given is None or given == "":
-            raise SpeakerError(f"no speaker embedding in the column {self.column}")
-        if isinstance(given, str) and not Path(given).is_file():
-            given = self.folder / given
-        return load_speaker_embedding(given, self.width)
-
-
-def speakers_of(options: ModelArguments, data: DataArguments, source: str | None, dataset: Any) -> Speakers | None:
-    """The voices of a data set; None where there are none.
-
-    Raises:
-        CommandError: there is no such column or file.
-    """
-    from ..processing.speaker_embeddings import load_speaker_embedding
-
-    folder = Path(str(source))
-    folder = folder if folder.is_dir() else folder.parent
-    if options.speaker is not None:
-        with explained("--speaker"):
-            voice = load_speaker_embedding(options.speaker)
-        return Speakers(None, folder, voice, len(voice))
-    if data.speaker_column is None or dataset is None:
-        return None
-    if data.speaker_column not in dataset.column_names:
-        raise CommandError(
-            f"--speaker_column {data.speaker_column}: {source} has the columns {', '.join(dataset.column_names)}"
-        )
-    speakers = Speakers(data.speaker_column, folder)
-    for row in dataset:
-        try:
-            speakers.width = len(speakers(row))
-            return speakers
-        except ValueError as error:
-            first = error
-    raise CommandError(f"{source}: no speaker embedding can be used; the last: {first}")
-
-
 def read_clips(
     source: str | None, dataset: Any, options: DataArguments, processor: Any, model: Any, speakers: Any, tell: bool
 ) -> Any:
@@ -398,20 +335,22 @@ def train_voice(
     from ..modeling.trainer_text_to_spectrogram import TextToSpectrogramTrainer
     from ..processing.collation_text_to_spectrogram import TextToSpectrogramCollator
     from .loading import check_is_model
+    from .speakers import check_speakers, speakers_of
     from .synthesis_samples import SampleCallback
 
     check(model_options, data_options, training)
     for source in filter(None, (model_options.model, model_options.encoder, model_options.vocoder)):
         check_is_model(source)
     train, validation = load_data(data_options)
-    speakers = speakers_of(model_options, data_options, data_options.train, train)
+    voices = (model_options.speaker, data_options.speaker_column)
+    speakers = speakers_of(train, data_options.train, *voices)
     set_seed(training.seed)  # of new weights
     reads = not data_options.streaming
     texts = [text for text in train["text"] if text] if reads else ()
     model, processor = build(model_options, texts, None if speakers is None else speakers.width)
     if speakers is not None:
         check_speakers(model, speakers)
-    of_validation = speakers_of(model_options, data_options, data_options.validation, validation)
+    of_validation = speakers_of(validation, data_options.validation, *voices)
     rest = (data_options, processor, model)
     is_main = training.process_index == 0
     train_clips = read_clips(data_options.train, train, *rest, speakers, is_main)
@@ -432,18 +371,6 @@ def train_voice(
     if reads:
         trainer.add_callback(SampleCallback(spoken, processor, Path(str(training.output_dir)) / "samples"))
     return train_and_evaluate(trainer, data_options.start_over)
-
-
-def check_speakers(model: Any, speakers: Speakers) -> None:
-    """See that the model can hear the voices.
-
-    Raises:
-        CommandError: it has another width of embeddings, or none.
-    """
-    width = model.config.speaker_embedding_dim
-    if width != speakers.width:
-        has = "one voice" if width == 0 else f"speaker embeddings of {width} values"
-        raise CommandError(f"the speaker embeddings have {speakers.width} values, but the model has {has}")
 
 
 def set_default_voice(model: Any, clips: Any) -> None:

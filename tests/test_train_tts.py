@@ -158,8 +158,9 @@ def test_clips_that_cannot_be_used_are_left_out_and_told(tmp_path, capsys, caplo
 
 def test_spectrograms_are_computed_once_and_found_again(clips, tmp_path, monkeypatch):
     import speechgraft.processing.spectrogram_datasets as reading
+    from speechgraft import extract_log_mel as extract
 
-    counted, extract = [], reading.extract_log_mel
+    counted: list[int] = []
     monkeypatch.setattr(reading, "extract_log_mel", lambda *a, **k: counted.append(1) or extract(*a, **k))
     kept = ["--mel_cache", tmp_path / "mels"]
     many = ["--num_train_epochs", "2", "--max_steps", "-1"]
