@@ -1,4 +1,4 @@
-"""What encoder-only speech models are made of: a speech encoder and a head that reads its frames, each head a class."""
+"""What encoder-only speech models are made of: a speech encoder and a head that reads its frames, a class for each."""
 
 from dataclasses import field, fields
 from typing import Any, ClassVar, Literal, cast

@@ -252,8 +252,9 @@ class SpeechEncoderForAudioFrameClassification(_SpeechClassifier):
     ) -> torch.Tensor:
         if labels.shape[:2] != logits.shape[:2]:
             raise ValueError(
-                f"labels of {labels.shape[1]} frames, but the encoder makes {logits.shape[1]} of this audio: one label "
-                f"for each {self.config.inputs_to_logits_ratio} samples at 16 kHz; encoder.output_lengths tells how many"
+                f"labels of {labels.shape[1]} frames, but the encoder makes {logits.shape[1]} of this audio: one "
+                f"label for each {self.config.inputs_to_logits_ratio} samples at 16 kHz; encoder.output_lengths tells "
+                "how many"
             )
         if mask is not None:
             labels = labels.masked_fill(~(mask if labels.dim() == 2 else mask[..., None]), IGNORED_LABEL)

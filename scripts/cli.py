@@ -21,6 +21,7 @@ COMMANDS = {
         "teach a text-to-speech model a voice, from nothing, a text encoder or a trained model",
     ),
     "synthesize": ("synthesize", "speak texts: into sound files, or to a player while they are being spoken"),
+    "evaluate-tts": ("evaluate_tts", "compare synthesised speech with recordings, and have it heard by a recogniser"),
     "train-vocoder": (
         "train_vocoder",
         "train the vocoder that turns a text-to-speech model's spectrograms into sound",

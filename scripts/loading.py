@@ -81,16 +81,25 @@ def find_model_type(source: str, known: Collection[str] | None = None) -> str:
     """
     check_is_model(source)
     known = OWN_MODEL_TYPES | both_halves() if known is None else known
-    try:
-        model_type = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-    except (OSError, ValueError) as error:
-        reason = one_line(error).split(". ")[0]
-        raise CommandError(f"{source}: neither a folder here nor a model that the hub gives ({reason})") from error
+    model_type = model_type_of(source)
     if model_type in known:
         return str(model_type)
     raise CommandError(
         f"{source}: holds a {model_type} model; this command runs models of the kinds {', '.join(sorted(known))}"
     )
+
+
+def model_type_of(source: str) -> str | None:
+    """The kind of model that a folder or hub id says it holds.
+
+    Raises:
+        CommandError: there is none.
+    """
+    try:
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except (OSError, ValueError) as error:
+        reason = one_line(error).split(". ")[0]
+        raise CommandError(f"{source}: neither a folder here nor a model that the hub gives ({reason})") from error
 
 
 def both_halves() -> set[str]:
