@@ -6,11 +6,12 @@ from typing import Any
 from transformers import pipeline
 
 from ..processing.audio_files import load_audio
-from .common import CommandError, explained, one_line, say, without_warnings
+from .common import CommandError, one_line, say, without_warnings
 from .loading import OWN_MODEL_TYPES, check_is_model, load_model, load_processor, model_type_of
 from .transcription import DecodingOptions, Recording, Transcriber
 
 MOST_TOKENS = 200  # of a transcript: in noise a recogniser may hear words without end
+SHOWN_CHARACTERS = 120  # of an error of other libraries
 Recognizer = Callable[[Sequence[Any]], list[str | None]]
 
 
@@ -50,12 +51,15 @@ def _own_recognizer(source: str, device: str | None, batch_size: int, language: 
 
 
 def _pipeline_recognizer(source: str, device: str | None, batch_size: int, language: str | None) -> Recognizer:
-    with explained(f"--asr-model {source}"):
+    try:
         recognize: Any = pipeline("automatic-speech-recognition", model=source, device=device)
+    except Exception as error:  # whatever each of the classes that it tries makes of the folder, at length
+        reason = one_line(error)[:SHOWN_CHARACTERS]
+        raise CommandError(f"--asr-model {source}: no model that recognises speech ({reason})") from error
     asked: dict[str, Any] = {}
     if recognize.model.can_generate():
         asked = {"generate_kwargs": {"num_beams": 1, "max_new_tokens": MOST_TOKENS}}
-    if getattr(recognize.model.generation_config, "is_multilingual", False):
+    if getattr(getattr(recognize.model, "generation_config", None), "is_multilingual", False):
         asked["generate_kwargs"] |= {"task": "transcribe"} | ({"language": language} if language else {})
     elif language is not None:
         raise CommandError(f"--asr-language: {source} is not a model of many languages: leave the option out")

@@ -63,8 +63,9 @@ def speakers_of(
         return Speakers(None, folder, voice, len(voice))
     if column is None or dataset is None:
         return None
-    if column not in (dataset.column_names or next(iter(dataset), {})):
-        raise CommandError(f"--speaker_column {column}: {source} has the columns {', '.join(dataset.column_names)}")
+    columns = list(dataset.column_names or next(iter(dataset), {}))  # a streamed table may not know its columns
+    if column not in columns:
+        raise CommandError(f"no column {column} of speaker embeddings in {source}: there are {', '.join(columns)}")
     speakers, fault = Speakers(column, folder), ""
     for row in dataset:
         try:
