@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .modeling.spectrogram_streams import SpeechStream
     from .modeling.speech_vocoders import GriffinLimVocoder, SpeechVocoder, load_vocoder
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
+    from .modeling.trainer_text_to_spectrogram import TextToSpectrogramTrainer
     from .processing.audio_files import AudioError, load_audio
     from .processing.collation_speech_encoder import SpeechEncoderCollator
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
     from .processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
+    from .processing.speaker_embeddings import SpeakerError, load_speaker_embedding
+    from .processing.spectrogram_datasets import SpectrogramClips, read_spectrogram_clips
     from .processing.speech_datasets import DatasetError, drop_unusable, load_speech_dataset
     from .processing.speech_metrics import make_compute_metrics
     from .processing.speech_synthesis_metrics import SynthesisScores, compare_recordings, summarize_scores
@@ -65,6 +68,8 @@ PUBLIC_NAMES = {
     "GriffinLimVocoder": "modeling.speech_vocoders",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
     "MelSettings": "processing.mel_spectrograms",
+    "SpeakerError": "processing.speaker_embeddings",
+    "SpectrogramClips": "processing.spectrogram_datasets",
     "SpectrogramGenerationConfig": "modeling.spectrogram_generation_config",
     "SpeechAlignment": "modeling.alignment_diagnostics",
     "SpeechEncoder": "modeling.modeling_speech_encoder",
@@ -94,17 +99,20 @@ PUBLIC_NAMES = {
     "TextToSpectrogramModel": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramProcessor": "processing.processing_text_to_spectrogram",
+    "TextToSpectrogramTrainer": "modeling.trainer_text_to_spectrogram",
     "WordTiming": "modeling.alignment_diagnostics",
     "compare_recordings": "processing.speech_synthesis_metrics",
     "drop_unusable": "processing.speech_datasets",
     "extract_log_mel": "processing.mel_spectrograms",
     "load_audio": "processing.audio_files",
+    "load_speaker_embedding": "processing.speaker_embeddings",
     "load_speech_dataset": "processing.speech_datasets",
     "load_vocoder": "modeling.speech_vocoders",
     "lora_config": "modeling.parameter_efficient",
     "make_compute_metrics": "processing.speech_metrics",
     "normalize_for_speech": "processing.text_front_end",
     "publish_pretrained": "modeling.publishing",
+    "read_spectrogram_clips": "processing.spectrogram_datasets",
     "register_text_normalizer": "processing.text_front_end",
     "split_sentences": "processing.text_front_end",
     "summarize_scores": "processing.speech_synthesis_metrics",

@@ -9,6 +9,7 @@ from transformers import Seq2SeqTrainingArguments, set_seed
 
 from .common import DONE, CommandError, explained, say
 from .training_options import (
+    DTYPE_OPTION,
     EVERYDAY_OPTIONS,
     TRAINING_DEFAULTS,
     DataOptions,
@@ -88,13 +89,7 @@ class ModelArguments:
         default=None,
         metadata={"help": "attention kernels: eager, sdpa, flash_attention_2; by default the best that PyTorch has"},
     )
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "number format of the weights; for mixed precision leave float32 and give --bf16",
-            "choices": ["float32", "bfloat16", "float16"],
-        },
-    )
+    dtype: str = field(default="float32", metadata=DTYPE_OPTION)
 
 
 @dataclass

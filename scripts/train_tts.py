@@ -10,6 +10,7 @@ from transformers import TrainingArguments, set_seed
 
 from .common import DONE, CommandError, explained, say
 from .training_options import (
+    DTYPE_OPTION,
     TRAINING_DEFAULTS,
     DataOptions,
     TrainingCommand,
@@ -134,13 +135,7 @@ class ModelArguments:
     attn: str | None = field(
         default=None, metadata={"help": "attention kernels: eager, sdpa; by default the best that PyTorch has"}
     )
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "number format of the weights; for mixed precision leave float32 and give --bf16",
-            "choices": ["float32", "bfloat16", "float16"],
-        },
-    )
+    dtype: str = field(default="float32", metadata=DTYPE_OPTION)
 
 
 @dataclass

@@ -33,6 +33,13 @@ EVERYDAY_OPTIONS = (
 )
 
 
+# The field `dtype` of each command's model options.
+DTYPE_OPTION = {
+    "help": "number format of the weights; for mixed precision leave float32 and give --bf16",
+    "choices": ["float32", "bfloat16", "float16"],
+}
+
+
 @dataclass
 class DataOptions:
     """What to train on."""
