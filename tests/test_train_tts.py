@@ -231,7 +231,10 @@ def test_streamed_data_train_without_being_counted_first(clips, tmp_path):
         (["--train", "b", "--freeze", "decoder"], "--freeze decoder: the part that can be frozen is encoder"),
         (["--train", "b", "--speaker", "c", "--speaker_column", "d"], "give --speaker, one voice of all clips, or"),
         (["--train", "{clips}", "--speaker", "{tmp}/none.npy"], "{tmp}/none.npy: no such file"),
-        (["--train", "{clips}", "--speaker_column", "voix"], "no column voix of speaker embeddings in {clips}: there are"),
+        (
+            ["--train", "{clips}", "--speaker_column", "voix"],
+            "no column voix of speaker embeddings in {clips}: there are",
+        ),
         (
             ["--train", "{clips}", "--set", "hidden_sise=4"],
             "--set hidden_sise: no field of TextToSpectrogramConfig; did",
