@@ -44,17 +44,17 @@ class CtcPrefixScorer:
         log_probs: [B, T, V], of the CTC head.
         frame_mask: boolean [B, T], True where a frame is real; None where all are.
         blank: id of the blank.
-        end: id of the token that ends a transcript.
+        end: id of the token that ends a transcript, or the ids of several.
     """
 
-    def __init__(self, log_probs: torch.Tensor, frame_mask: torch.Tensor | None, blank: int, end: int):
+    def __init__(self, log_probs: torch.Tensor, frame_mask: torch.Tensor | None, blank: int, end: int | list[int]):
         log_probs = log_probs.float().clamp(min=LOG_ZERO)
         if frame_mask is not None:  # behind the end only blanks follow, certainly: they change nothing
             log_probs = log_probs.masked_fill(~frame_mask[..., None], LOG_ZERO)
             log_probs[..., blank] = log_probs[..., blank].masked_fill(~frame_mask, 0.0)
         self.log_probs = log_probs
         self.probs = log_probs.exp()
-        self.blank, self.end = blank, end
+        self.blank, self.ends = blank, end if isinstance(end, list) else [end]
         # Differences of sums over a thousand frames need more than single precision, where there is more.
         self.dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
         self.blank_sums = _sums(log_probs[..., blank].to(self.dtype))  # [B, T + 1]
@@ -84,7 +84,7 @@ class CtcPrefixScorer:
         repeats &= (state.last_token >= 0)[:, None]
         scores = torch.where(repeats, again[:, None], scores)
         scores[:, self.blank] = IMPOSSIBLE
-        scores[:, self.end] = ended[:, -1]
+        scores[:, self.ends] = ended[:, -1:]
         return scores
 
     def extend(self, state: CtcPrefixState, tokens: torch.Tensor) -> CtcPrefixState:

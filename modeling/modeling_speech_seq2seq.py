@@ -190,8 +190,8 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             raise ValueError(f"token_ids must be different ids below {size}")
         places = {old: new for new, old in enumerate(kept)}
         shared = () if self.config.ctc_vocab_size is not None else ("ctc_blank_token_id",)
-        names = [name for name in (*TOKEN_IDS, "decoder_prompt_token_ids", *shared) if getattr(self.config, name)]
-        moved = {name: _moved_ids(getattr(self.config, name), places, name) for name in names}
+        named = {name: getattr(self.config, name) for name in (*TOKEN_IDS, "decoder_prompt_token_ids", *shared)}
+        moved = {name: _moved_ids(ids, places, name) for name, ids in named.items() if ids is not None}
         padding = cast(nn.Embedding, self.get_input_embeddings()).padding_idx
         if padding is not None and places.get(padding) != padding:
             raise ValueError(f"the padding token {padding} must keep its place, but goes to {places.get(padding)}")
@@ -203,6 +203,9 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         self._agreed_token_ids.clear()
         for name in TOKEN_IDS:
             setattr(self.generation_config, name, getattr(self.config, name))
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if (ids := getattr(self.generation_config, name, None)) is not None:
+                setattr(self.generation_config, name, [places[old] for old in ids if old in places])
         embeddings = self.resize_token_embeddings(len(kept))
         self.agree_on_token_ids()
         return embeddings
@@ -657,7 +660,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         n_each = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         hidden_states, mask = encoded.last_hidden_state[::n_each], encoded.attention_mask
         log_probs = self.ctc_head(hidden_states.to(self.ctc_head.weight.dtype)).float().log_softmax(dim=-1)
-        end = self.config.eos_token_id
+        end = generation_config.eos_token_id
         scorer = CtcPrefixScorer(log_probs, None if mask is None else mask[::n_each], self.ctc_blank, end)
         return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(self.config.decoder_prompt_token_ids))
 

@@ -67,6 +67,7 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         super().__init__(feature_extractor, tokenizer)
         if _splits_at_punctuation(tokenizer):
             tokenizer.clean_up_tokenization_spaces = True  # or every "it's" comes back as "it ' s": three words
+            tokenizer.init_kwargs["clean_up_tokenization_spaces"] = True  # these are what is saved with it
         self.decoder_prompt_token_ids = [int(i) for i in decoder_prompt_token_ids or []]
         self.fixed_input_window = fixed_input_window
         if fixed_input_window and self.window_samples is None:

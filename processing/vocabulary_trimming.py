@@ -50,7 +50,8 @@ def trim_vocabulary(tokenizer: Any, texts: Iterable[str], min_count: int) -> tup
     new_ids = {old_id: new_id for new_id, old_id in enumerate(old_ids)}
     options = {name: value for name, value in tokenizer.init_kwargs.items() if name not in ("vocab", "tokenizer_file")}
     trimmed = type(tokenizer)(vocab={piece: new_ids[old_id] for piece, old_id in pieces.items()}, **options)
-    trimmed.model_max_length = tokenizer.model_max_length
+    for name in ("model_max_length", "clean_up_tokenization_spaces"):  # may have been set since it was loaded
+        setattr(trimmed, name, getattr(tokenizer, name))
     return trimmed, old_ids
 
 

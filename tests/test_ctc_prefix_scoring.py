@@ -57,6 +57,14 @@ def test_prefix_scores_are_the_sum_over_all_alignments(prefix):
         assert float(state.log_prefix[row].exp()) == pytest.approx(begins, rel=1e-4)
 
 
+def test_each_of_several_end_tokens_ends_the_transcript():
+    log_probs = random_log_probs(2, 6, 6)
+    one, several = (CtcPrefixScorer(log_probs, None, BLANK, ends) for ends in (END, [END, 5]))
+    found, expected = several.score(several.start()), one.score(one.start())
+    torch.testing.assert_close(found[:, 5], expected[:, END])
+    torch.testing.assert_close(found[:, :5], expected[:, :5])
+
+
 def test_thousands_of_frames_neither_overflow_nor_lose_precision():
     log_probs = random_log_probs(1, 3000, 5).mul(8).log_softmax(-1)
     scorer = CtcPrefixScorer(log_probs, None, BLANK, END)

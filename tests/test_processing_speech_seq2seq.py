@@ -10,6 +10,7 @@ import torch
 from tiny_tokenizers import tiny_tokenizer
 from transformers import (
     AutoProcessor,
+    AutoTokenizer,
     BertTokenizer,
     ParakeetFeatureExtractor,
     SeamlessM4TFeatureExtractor,
@@ -356,3 +357,5 @@ def test_apostrophes_come_back_inside_their_words(tmp_path):
         assert one.decode(ids, skip_special_tokens=True) == text
         assert one.batch_decode([ids], skip_special_tokens=True) == [text]
         assert one.tokenizer.decode(ids, skip_special_tokens=True) == text  # pipelines ask it directly
+    loaded = AutoTokenizer.from_pretrained(tmp_path)  # and load it without the processor
+    assert loaded.decode(loaded.encode(text), skip_special_tokens=True) == text

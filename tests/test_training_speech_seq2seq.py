@@ -641,6 +641,17 @@ def test_a_smaller_vocabulary_keeps_what_was_learned_of_its_tokens(tmp_path: Pat
     torch.testing.assert_close(again.logits, new.logits, rtol=0, atol=0)
 
 
+def test_token_0_moves_like_any_other() -> None:
+    model = tiny_model(decoder="gpt2", ctc_weight=0.3, ctc_blank_token_id=0)  # GPT-2 has no padding in its embeddings
+    model.config.pad_token_id = 0
+    model.generation_config.suppress_tokens = [0, 7, 9]
+    kept = [*range(1, 9), 0]
+    model.select_tokens(kept)
+    assert model.config.pad_token_id == model.config.ctc_blank_token_id == model.ctc_blank == 8
+    assert model.generation_config.pad_token_id == 8
+    assert model.generation_config.suppress_tokens == [8, 6]
+
+
 def test_tokens_in_use_cannot_be_left_out_of_a_smaller_vocabulary() -> None:
     model = tiny_model(ctc_weight=0.3)
     end = model.config.eos_token_id

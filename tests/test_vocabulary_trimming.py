@@ -44,6 +44,12 @@ def test_a_trimmed_tokenizer_is_saved_and_loaded_like_any_other(tokenizer, tmp_p
     assert loaded.pad_token_id == 0
 
 
+def test_a_trimmed_tokenizer_keeps_the_settings_of_the_old_one(tokenizer):
+    tokenizer.model_max_length, tokenizer.clean_up_tokenization_spaces = 77, True  # as a processor sets it
+    trimmed, _ = trim_vocabulary(tokenizer, TEXTS, 3)
+    assert (trimmed.model_max_length, trimmed.clean_up_tokenization_spaces) == (77, True)
+
+
 def test_vocabularies_whose_pieces_depend_on_each_other_are_refused(tokenizer):
     with pytest.raises(ValueError, match="only the vocabulary of a WordPiece tokenizer"):
         trim_vocabulary(tiny_tokenizer("gpt2"), TEXTS, 3)
