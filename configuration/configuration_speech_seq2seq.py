@@ -91,8 +91,9 @@ class SpeechEncoderConfig(PublishesItsCode, PreTrainedConfig):
         layerdrop: probability of skipping a layer in training, for those backbones and decoders that can. It is off
             unless asked for, because skipped layers leave parameters without a gradient, which distributed training
             refuses.
-        apply_spec_augment: whether SpecAugment (Park et al. 2019) masks the encoder's input in training. None, here
-            and below, takes the backbone's own setting, or the default of wav2vec 2.0 where it has none.
+        apply_spec_augment: whether SpecAugment (Park et al. 2019) masks the encoder's input in training. None means
+            yes where a probability below is asked for, else, as with all of them, the backbone's own setting, or the
+            default of wav2vec 2.0 where it has none.
         mask_time_prob: expected share of frames to mask, 0 for none.
         mask_time_length: length of one masked span, in frames. Spans are clamped in clips that are shorter.
         mask_time_min_masks: least number of spans in each clip.
@@ -133,6 +134,14 @@ class SpeechEncoderConfig(PublishesItsCode, PreTrainedConfig):
         self._settle_spec_augment()
         self._settle_layerdrop()
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in Transformers, but changes of SpecAugment and LayerDrop reach the backbone, which reads its own."""
+        changes = {name: kwargs.pop(name) for name in (*SPEC_AUGMENT_DEFAULTS, "layerdrop") if name in kwargs}
+        if changes.get("mask_time_prob") or changes.get("mask_feature_prob"):
+            changes.setdefault("apply_spec_augment", True)
+        return super().from_dict({**config_dict, **changes}, **kwargs)
+
     def _attention_of_parts(self) -> dict[str, str] | None:
         parts = {name: getattr(self, name) for name in self.sub_configs_defaults}
         chosen = {name: getattr(part, "_attn_implementation", None) for name, part in parts.items()}
@@ -143,6 +152,8 @@ class SpeechEncoderConfig(PublishesItsCode, PreTrainedConfig):
 
         A backbone that masks reads them all, though some configurations (data2vec, WavLM) leave one out.
         """
+        if self.apply_spec_augment is None and (self.mask_time_prob or self.mask_feature_prob):
+            self.apply_spec_augment = True  # Whisper's own says no, and would silence what was asked for
         masks = hasattr(self.encoder, "mask_time_prob")
         for name, default in SPEC_AUGMENT_DEFAULTS.items():
             if getattr(self, name) is None:

@@ -235,3 +235,20 @@ def test_the_ratio_of_samples_to_frames_is_that_of_the_layers():
         frames = model.get_encoder()(inputs).last_hidden_state.shape[1]
         steps = inputs.shape[model.encoder.family.time_dim]
         assert abs(frames - steps / config.inputs_to_logits_ratio) < 3, name
+
+
+def test_a_masking_probability_turns_spec_augment_on_where_the_backbone_has_it_off() -> None:
+    whisper = {"model_type": "whisper", "apply_spec_augment": False}
+    assert tiny_config(encoder=whisper, mask_time_prob=0.1).apply_spec_augment
+    assert tiny_config(encoder=whisper, mask_feature_prob=0.1).apply_spec_augment
+    assert not tiny_config(encoder=whisper).apply_spec_augment
+    assert not tiny_config(encoder=whisper, mask_time_prob=0.1, apply_spec_augment=False).apply_spec_augment
+
+
+def test_spec_augment_set_while_loading_reaches_the_backbone(tmp_path) -> None:
+    tiny_config(apply_spec_augment=False, mask_time_prob=0.05).save_pretrained(tmp_path)
+    loaded = SpeechSeq2SeqConfig.from_pretrained(tmp_path, mask_feature_prob=0.2, layerdrop=0.1)
+    for config in (loaded, loaded.encoder):
+        assert (config.apply_spec_augment, config.mask_feature_prob, config.layerdrop) == (True, 0.2, 0.1)
+    unchanged = SpeechSeq2SeqConfig.from_pretrained(tmp_path)
+    assert (unchanged.apply_spec_augment, unchanged.encoder.apply_spec_augment) == (False, False)
