@@ -437,7 +437,7 @@ class SpectrogramGenerationMixin:
         self._checked_padding(attention_mask, chosen)
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids must be [batch, tokens], got {list(input_ids.shape)}")
-        mask = self.encoder._check(input_ids, None, attention_mask)
+        mask = self.encoder.checked_mask(input_ids, None, attention_mask)
         if mask is None:
             return list(input_ids)
         return [row[real] for row, real in zip(input_ids, mask, strict=True)]

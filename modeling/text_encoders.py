@@ -244,7 +244,7 @@ class TextEncoder(PreTrainedModel):
         Raises:
             ValueError: there is no text, more of it than there are positions, or a token outside the vocabulary.
         """
-        mask = self._check(input_ids, inputs_embeds, attention_mask)
+        mask = self.checked_mask(input_ids, inputs_embeds, attention_mask)
         is_own = isinstance(self.backbone, SpeechT5TextEncoder)
         with eager_attention(self.backbone, output_attentions and not is_own):
             encoded = self.backbone(
@@ -263,10 +263,22 @@ class TextEncoder(PreTrainedModel):
             attention_mask=mask,
         )
 
-    def _check(
+    def checked_mask(
         self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, mask: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """The mask, boolean, or None where every token is real."""
+        """Which tokens are real, of texts that can be spoken.
+
+        Args:
+            input_ids: [B, S].
+            inputs_embeds: [B, S, D], in place of `input_ids`.
+            mask: [B, S], 1 where a token is real; None to tell by the padding token.
+
+        Returns:
+            Boolean [B, S], or None where every token is real.
+
+        Raises:
+            ValueError: there is no text or no token, there are more tokens than positions, or an unknown one.
+        """
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None:
             raise ValueError("give the text as input_ids, or what encode() returned for it as encoder_outputs")

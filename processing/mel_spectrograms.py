@@ -6,7 +6,7 @@ configuration and the vocoder must mean the same by a frame, or the model learns
 
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from math import ceil, prod
+from math import ceil
 from typing import Any, ClassVar
 
 import numpy as np
@@ -182,36 +182,21 @@ def _extractor(settings: MelSettings) -> SpeechT5FeatureExtractor:
     return settings.feature_extractor()
 
 
-def check_mel_agreement(
-    config: Any = None, feature_extractor: SpeechT5FeatureExtractor | None = None, vocoder_config: Any = None
-) -> None:
-    """Raise unless model, feature extractor and vocoder mean the same by a frame.
+def check_mel_agreement(config: Any, feature_extractor: SpeechT5FeatureExtractor) -> None:
+    """Raise unless a model and its feature extractor mean the same by a frame.
 
     Args:
         config: a `TextToSpectrogramConfig`.
         feature_extractor: of the processor.
-        vocoder_config: a `SpeechT5HifiGanConfig`, which knows the sampling rate, the mel bins and, by its upsampling,
-            the hop length.
 
     Raises:
         ValueError: they differ; every setting is named with its values.
     """
-    sources: dict[str, dict[str, Any]] = {}
-    if config is not None:
-        sources["config"] = asdict(MelSettings.from_config(config))
-    if feature_extractor is not None:
-        sources["feature extractor"] = asdict(MelSettings.from_feature_extractor(feature_extractor))
-    if vocoder_config is not None:
-        sources["vocoder"] = {
-            "sampling_rate": vocoder_config.sampling_rate,
-            "num_mel_bins": vocoder_config.model_in_dim,
-            "hop_length": prod(vocoder_config.upsample_rates),
-        }
-    problems = []
-    for name in asdict(MelSettings()):
-        values = {source: settings[name] for source, settings in sources.items() if name in settings}
-        if len(set(values.values())) > 1:
-            problems.append(f"{name}: " + ", ".join(f"{source} {value}" for source, value in values.items()))
+    ours = asdict(MelSettings.from_config(config))
+    its = asdict(MelSettings.from_feature_extractor(feature_extractor))
+    problems = [
+        f"{name}: config {value}, feature extractor {its[name]}" for name, value in ours.items() if value != its[name]
+    ]
     if problems:
         raise ValueError(f"mel settings that must be the same differ: {'; '.join(problems)}")
 
