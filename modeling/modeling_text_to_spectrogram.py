@@ -217,6 +217,11 @@ class TextToSpectrogramModel(SpectrogramGenerationMixin, PublishesItsCode, PreTr
             self._store_default_speaker(self._checked_speakers(speaker_embedding, 1)[0].to(self.device))
         self.config.has_default_speaker = speaker_embedding is not None
 
+    @property
+    def lacks_voice(self) -> bool:
+        """Whether the model speaks with a voice that it must be given, as it has learned several and stores none."""
+        return self.config.speaker_embedding_dim > 0 and self.default_speaker_embedding is None
+
     def _store_default_speaker(self, embedding: torch.Tensor) -> None:
         if "default_speaker_embedding" in self.__dict__:
             del self.__dict__["default_speaker_embedding"]  # the plain None that stood for no buffer

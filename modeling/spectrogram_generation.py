@@ -215,6 +215,7 @@ class SpectrogramGenerationMixin:
         if chunk_frames < 1 or pause_s < 0:
             raise ValueError(f"chunk_frames must be at least 1 and pause_s not negative: {chunk_frames}, {pause_s}")
         texts = self._checked_texts(input_ids, attention_mask, chosen)
+        self._warn_of_no_voice(speaker_embeddings)
         speakers = self._rows_of_speakers(speaker_embeddings, len(texts))
         sounding = self._vocoder_for(vocoder)
         limits = self._frame_limits([len(text) for text in texts], chosen)
@@ -312,6 +313,7 @@ class SpectrogramGenerationMixin:
     ) -> tuple[SynthesisOutput, list[int]]:
         """The output, and the rows that were cut off although nobody asked for exactly their length."""
         self._checked_padding(attention_mask, chosen)
+        self._warn_of_no_voice(speaker_embeddings)
         sounding = self._vocoder_for(vocoder) if chosen.output_waveform else None
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         with evaluating(cast(nn.Module, self)):
@@ -441,6 +443,14 @@ class SpectrogramGenerationMixin:
         if mask is None:
             return list(input_ids)
         return [row[real] for row, real in zip(input_ids, mask, strict=True)]
+
+    def _warn_of_no_voice(self, speaker_embeddings: Any) -> None:
+        if speaker_embeddings is None and cast(Any, self).lacks_voice:
+            logger.warning_once(
+                f"this model learned several voices and stores none: give speaker_embeddings "
+                f"[{self.config.speaker_embedding_dim}], or store one with set_default_speaker(); without a voice "
+                "speech may be noise"
+            )
 
     def _rows_of_speakers(self, speaker_embeddings: Any, rows: int) -> list[Any]:
         found = cast(Any, self).speakers(speaker_embeddings, rows)

@@ -125,6 +125,7 @@ class Synthesizer:
         self.progress: Callable[[int, int], None] = lambda found, done: None
         self.cut_sentences: list[str] = []
         self.speaker = self._voice()
+        self._told_of_voice = False
         if options.vocoder is not None:
             from .loading import check_is_model
 
@@ -147,6 +148,13 @@ class Synthesizer:
             raise CommandError(f"--speaker {self.options.speaker}: the model has one voice: leave the option out")
         with explained("--speaker"):
             return torch.from_numpy(load_speaker_embedding(self.options.speaker, width))
+
+    def _tell_if_voiceless(self, speaker: Any) -> None:
+        """Say once what is missing where a model of many voices is given none: it would speak noise."""
+        if speaker is None and self.model.lacks_voice and not self._told_of_voice:
+            self._told_of_voice = True
+            width = self.model.config.speaker_embedding_dim
+            say(f"the model has many voices and was given none: give --speaker, an embedding of {width} values")
 
     def _settings(self) -> dict[str, Any]:
         config, options = self.model.config, self.options
@@ -181,6 +189,7 @@ class Synthesizer:
             CommandError: memory does not suffice.
         """
         texts, ids = self.sentences(text)
+        self._tell_if_voiceless(self.speaker)
         with without_warnings():
             stream = self.model.stream(
                 **self._batch(ids),
@@ -258,6 +267,7 @@ class Synthesizer:
         self, ids: list[list[int]], generators: list[torch.Generator], voices: list[Any]
     ) -> list[SpokenSentence]:
         speakers = None if voices[0] is None else torch.stack([torch.as_tensor(voice) for voice in voices])
+        self._tell_if_voiceless(speakers)
         start = time.perf_counter()
         with without_warnings(), self._enough_memory(ids):
             output = self.model.generate(

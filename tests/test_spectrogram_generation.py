@@ -87,6 +87,22 @@ def stops_with(model: Any, *probabilities: float, prefix: str = "decoder.stop_he
     return model
 
 
+def test_a_model_of_many_voices_that_is_given_none_says_what_to_give(caplog):
+    model = tiny_synthesizer(speaker_embedding_dim=7)  # no other test has this width: the warning is given once
+    settings = {"max_new_tokens": 4, "output_waveform": False}
+    model.generate(**texts(), **settings, speaker_embeddings=torch.ones(7))
+    assert "voice" not in caplog.text
+    for _ in range(2):
+        model.generate(**texts(), **settings)
+    assert (
+        caplog.text.count("several voices and stores none: give speaker_embeddings [7], or store one with set_") == 1
+    )
+    caplog.clear()
+    model.set_default_speaker(torch.ones(7))
+    model.generate(**texts(), **settings)
+    assert "voice" not in caplog.text
+
+
 # When speech ends.
 
 

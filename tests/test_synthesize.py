@@ -232,6 +232,16 @@ def test_folders_of_the_native_class_speak(tmp_path, capsys):
     assert synthesize("hello", *words, *SHORT) == 1
 
 
+def test_a_model_of_many_voices_that_is_given_none_says_what_to_give(tmp_path, capsys):
+    model, voice = save_synthesizer(tmp_path / "model", speaker_embedding_dim=6), save_voice(tmp_path / "voice.npy")
+    message = "the model has many voices and was given none: give --speaker, an embedding of 6 values"
+    for output in ("clips", "a.wav"):
+        assert synthesize("hello", "world", "--model", model, "--output", tmp_path / output, *SHORT) == 1
+        assert "\n".join(lines(capsys)).count(message) == 1
+    assert synthesize("hello", "--model", model, "--output", tmp_path / "a.wav", "--speaker", voice, *SHORT) == 1
+    assert message not in "\n".join(lines(capsys))
+
+
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory) -> dict[str, Path]:
     """A model that wants a voice, and files that are none."""
