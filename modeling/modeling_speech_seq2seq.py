@@ -36,6 +36,7 @@ from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, u
 from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
+from .score_fusion import ScoreFusionMixin
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family
 from .warm_start import warm_start
@@ -68,7 +69,7 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
     encoder_attention_mask: torch.Tensor | None = None
 
 
-class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
+class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, PreTrainedModel, GenerationMixin):
     """A speech encoder and a text decoder, joined by cross-attention.
 
     Build one from checkpoints with `from_encoder_decoder_pretrained`, or load a trained one, of this class or of
@@ -420,7 +421,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             decoder_inputs_embeds: [B, S, D] in place of `decoder_input_ids`.
             labels: [B, S], -100 where ignored; they end with the end token and do not hold the start token.
             ctc_targets: [B, S'], -100 where padded, for a CTC head with a vocabulary of its own. By default the
-                labels without prompt and end token.
+                labels without prompt and end token. A row of padding alone does not count in the CTC loss.
             input_features: feature frames, for encoders that read log-mel features.
             use_cache: return the cache.
             output_attentions: return attentions, cross-attentions included; computes them eagerly for this call.
@@ -530,11 +531,14 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
         output.loss = output.decoder_loss
         if self.ctc_head is None:
             return
+        counted = (labels != IGNORED_LABEL).any(dim=-1)
         if ctc_targets is None:
             if self.config.ctc_vocab_size is not None:
                 raise ValueError("the CTC head has a vocabulary of its own: give its token ids as ctc_targets")
             prompt = len(self.config.decoder_prompt_token_ids or [])
             ctc_targets = transcript_tokens(labels, prompt, self.config.eos_token_id)
+        else:  # a transcript that the head's own vocabulary cannot spell has no targets
+            counted = counted & (ctc_targets != IGNORED_LABEL).any(dim=-1)
         output.ctc_logits = self.ctc_head(encoded.last_hidden_state)  # [B, T, C]
         output.ctc_loss = ctc_loss(
             cast(torch.Tensor, output.ctc_logits),
@@ -542,7 +546,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, PreTrainedModel, GenerationMixin):
             ctc_targets,
             self.ctc_blank,
             divisor,
-            counted=(labels != IGNORED_LABEL).any(dim=-1),
+            counted=counted,
         )
         weight = self.config.ctc_weight
         output.loss = (1 - weight) * output.decoder_loss + weight * output.ctc_loss

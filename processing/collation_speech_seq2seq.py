@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from .audio_files import source_name
 from .processing_speech_seq2seq import IGNORED_LABEL, SpeechSeq2SeqProcessor, pad_labels
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -35,7 +38,8 @@ class SpeechSeq2SeqCollator:
     Calling it gives a dict of tensors: `input_values` `[B, samples]` or `input_features` (`[B, frames, D]`, Whisper
     `[B, D, frames]`), `attention_mask` where the encoder takes one, `labels` `[B, S]` padded with -100 and
     `decoder_input_ids` `[B, S]`, the labels shifted right behind the start token. Where the model's CTC head spells,
-    also `ctc_targets` `[B, S']`, padded with -100. Rows without text and labels (for inference) give the audio part
+    also `ctc_targets` `[B, S']`, padded with -100; a transcript without any character of its alphabet has none, and
+    does not count in the CTC loss. Rows without text and labels (for inference) give the audio part
     alone.
 
     Raises:
@@ -66,7 +70,7 @@ class SpeechSeq2SeqCollator:
         batch = {**batch, **self._collate_labels([ids for ids in labels if ids is not None])}
         if self.config.has_ctc_head and self.config.ctc_vocab_size is not None:
             targets = [self._ctc_targets_of(row, index) for index, row in enumerate(features)]
-            batch["ctc_targets"] = torch.from_numpy(pad_labels(targets))
+            batch["ctc_targets"] = torch.from_numpy(pad_labels(targets, length=1))
         return batch
 
     def canonical_labels(self, label_ids: Iterable[int]) -> list[int]:
@@ -128,9 +132,15 @@ class SpeechSeq2SeqCollator:
                 raise ValueError(
                     f"neither {self.text_column!r} nor 'ctc_targets': 'labels' do not tell how the text is spelled"
                 )
-            return self.processor.ctc_target_ids(row[self.text_column])
+            targets = self.processor.ctc_target_ids(row[self.text_column])
         except ValueError as error:
             raise ValueError(f"{self._row_name(row, index)}: {error}") from error
+        if not targets:
+            logger.warning_once(
+                f"{self._row_name(row, index)}: no character of the CTC head's alphabet ({self.config.ctc_characters!r})"
+                f" in {row[self.text_column]!r}: it does not count in the CTC loss, nor do others like it"
+            )
+        return targets
 
     def _row_name(self, row: Mapping[str, Any], index: int) -> str:
         audio = row.get(self.audio_column)

@@ -25,6 +25,7 @@ from typing_extensions import Unpack
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
 from ..configuration.published_code import PublishesItsCode
 from .audio_files import as_list_of_recordings, is_bare_waveform, load_audio, source_name
+from .hot_words import hot_word_ids
 
 logger = logging.get_logger(__name__)
 
@@ -234,21 +235,33 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
             body = body[: max_length - n_special]
         return [*self.decoder_prompt_token_ids, *body, self.end_token_id]
 
+    def hot_word_ids(self, phrases: Any) -> Any:
+        """Token ids of expected phrases, for `generate(hot_words=…)`; see `hot_words.hot_word_ids`.
+
+        Args:
+            phrases: words or phrases, or a mapping from these to the weight of each.
+
+        Returns:
+            Lists of token ids in every case, with and without a space in front; for a mapping, tuples to weights.
+        """
+        return hot_word_ids(self.tokenizer, phrases)
+
     def ctc_target_ids(self, text: str) -> list[int]:
         """One transcript as the targets of a CTC head that spells: places in `ctc_characters`, counted from 1.
 
-        Characters that the alphabet lacks are left out, and runs of white space are one space.
+        Characters that the alphabet lacks are left out (`drop_unusable(alphabet=...)` names them before a training),
+        and runs of white space are one space.
+
+        Returns:
+            The places; none where the alphabet has no character of the transcript.
 
         Raises:
-            ValueError: there is no alphabet, or the transcript has none of its characters.
+            ValueError: there is no alphabet.
         """
         if self.ctc_characters is None:
             raise ValueError("the processor has no ctc_characters, so a CTC head cannot spell the transcripts")
         places = {character: place for place, character in enumerate(self.ctc_characters, start=1)}
-        ids = [places[character] for character in " ".join(text.split()) if character in places]
-        if not ids:
-            raise ValueError(f"no character of the CTC head's alphabet ({self.ctc_characters!r}) in {text!r}")
-        return ids
+        return [places[character] for character in " ".join(text.split()) if character in places]
 
     def ctc_text(self, ids: Sequence[int]) -> str:
         """The text that characters' ids spell: `ctc_target_ids` backwards. Blanks (0) are left out."""

@@ -83,10 +83,12 @@ class UnusableClips:
     Attributes:
         checked: number of rows seen.
         clips: for each row left out: its index, what it is called, the kind of fault, and the details in one line.
+        foreign_characters: characters outside of the alphabet, with the number of transcripts that have them.
     """
 
     checked: int = 0
     clips: list[dict[str, Any]] = field(default_factory=list)
+    foreign_characters: Counter[str] = field(default_factory=Counter)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -108,6 +110,7 @@ def drop_unusable(
     max_duration_s: float | None = None,
     max_label_length: int | None = None,
     count_tokens: Callable[[str], int] | None = None,
+    alphabet: str | None = None,
     progress: bool = True,
 ) -> tuple[Any, UnusableClips]:
     """Leave out the rows that training could not use, and say which and why.
@@ -120,6 +123,8 @@ def drop_unusable(
         min_duration_s, max_duration_s: allowed durations in seconds.
         max_label_length: most tokens of a transcript; needs `count_tokens`.
         count_tokens: number of label tokens of a text, such as `lambda text: len(processor.label_ids(text))`.
+        alphabet: of a CTC head that spells (`processor.ctc_characters`). Transcripts without any of its characters
+            are left out. The others lose their foreign characters in training, which are named in one warning.
         progress: show a progress bar.
 
     Returns:
@@ -128,7 +133,7 @@ def drop_unusable(
     if max_label_length is not None and count_tokens is None:
         raise ValueError("max_label_length needs count_tokens, which counts the tokens of a transcript")
     report = UnusableClips()
-    limits = _Limits(min_duration_s, max_duration_s, max_label_length, count_tokens)
+    limits = _Limits(min_duration_s, max_duration_s, max_label_length, count_tokens, alphabet)
     if not hasattr(dataset, "select"):
         return dataset.filter(_StreamCheck(limits, report)), report
     from tqdm.auto import tqdm
@@ -136,6 +141,7 @@ def drop_unusable(
     rows = tqdm(dataset, desc="checking clips", unit="clip", disable=not progress)
     kept = [index for index, row in enumerate(rows) if _record(row, index, limits, report)]
     logger.log(logging.WARNING if report.clips else logging.INFO, report.summary())
+    _tell_foreign_characters(report.foreign_characters)
     return (dataset.select(kept) if report.clips else dataset), report
 
 
@@ -145,6 +151,7 @@ class _Limits:
     max_duration_s: float | None
     max_label_length: int | None
     count_tokens: Callable[[str], int] | None
+    alphabet: str | None
 
 
 @dataclass
@@ -153,7 +160,20 @@ class _StreamCheck:
     report: UnusableClips
 
     def __call__(self, row: Mapping[str, Any]) -> bool:
-        return _record(row, self.report.checked, self.limits, self.report)
+        known = set(self.report.foreign_characters)
+        usable = _record(row, self.report.checked, self.limits, self.report)
+        found = self.report.foreign_characters
+        _tell_foreign_characters(Counter({character: found[character] for character in set(found) - known}))
+        return usable
+
+
+def _tell_foreign_characters(found: Counter[str]) -> None:
+    if found:
+        told = ", ".join(f"{character!r} ({count})" for character, count in sorted(found.items()))
+        logger.warning(
+            "characters outside of the CTC head's alphabet, which it does without (transcripts that have them): %s",
+            told,
+        )
 
 
 def _record(row: Mapping[str, Any], index: int, limits: _Limits, report: UnusableClips) -> bool:
@@ -161,6 +181,7 @@ def _record(row: Mapping[str, Any], index: int, limits: _Limits, report: Unusabl
     report.checked += 1
     fault = _fault_of(row, limits)
     if fault is None:
+        report.foreign_characters.update(_foreign_characters(row["text"], limits.alphabet))
         return True
     reason, detail = fault
     clip = {"index": index, "audio": source_name(row["audio"]), "reason": reason, "detail": detail}
@@ -178,6 +199,8 @@ def _fault_of(row: Mapping[str, Any], limits: _Limits) -> tuple[str, str] | None
         n_tokens = limits.count_tokens(text)
         if n_tokens > limits.max_label_length:
             return "transcript too long", f"{name}: {n_tokens} tokens, the limit is {limits.max_label_length}"
+    if limits.alphabet is not None and not set(_spelled(text)) & set(limits.alphabet):
+        return "transcript that cannot be spelled", f"{name}: no character of the CTC head's alphabet in {text!r}"
     try:
         duration_s = decoded_duration_s(row["audio"])
     except AudioError as error:
@@ -187,6 +210,15 @@ def _fault_of(row: Mapping[str, Any], limits: _Limits) -> tuple[str, str] | None
     if limits.max_duration_s is not None and duration_s > limits.max_duration_s:
         return "audio too long", f"{name}: {duration_s:.2f} s, the limit is {limits.max_duration_s:g} s"
     return None
+
+
+def _spelled(text: str) -> str:
+    """A transcript as a CTC head spells it: any white space is one space."""
+    return " ".join(text.split())
+
+
+def _foreign_characters(text: str, alphabet: str | None) -> set[str]:
+    return set() if alphabet is None else set(_spelled(text)) - set(alphabet)
 
 
 def _split_parts(split: str | None) -> tuple[str | None, str | None]:

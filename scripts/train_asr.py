@@ -237,6 +237,7 @@ def keep_usable(
             max_duration_s=options.max_duration_s,
             max_label_length=model.family.max_length(model.config.decoder),
             count_tokens=lambda text: len(processor.label_ids(text)),
+            alphabet=processor.ctc_characters if model.config.has_ctc_head else None,
             progress=progress,
         )
     if not options.streaming and len(usable) == 0:

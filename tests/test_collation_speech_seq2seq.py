@@ -8,6 +8,7 @@ import soundfile
 import torch
 from datasets import Dataset
 from test_processing_speech_seq2seq import EXTRACTORS, RATE, noise
+from tiny_models import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 from torch.utils.data import DataLoader
 from transformers import BertConfig, GPT2Config, Wav2Vec2Config, WhisperConfig
@@ -250,14 +251,36 @@ def test_a_ctc_head_that_spells_gets_the_characters_of_each_transcript():
 
 def test_a_ctc_head_that_spells_says_what_it_cannot_spell():
     collate = make_spelling("abc ")
-    with pytest.raises(ValueError, match=r"row 1 of the batch \(clip0.wav\): no character of the CTC head's alphabet"):
-        collate([row(text="a"), row(text="XYZ")])
     with pytest.raises(ValueError, match="neither 'text' nor 'ctc_targets'"):
         collate([row(labels=collate.processor.label_ids("a"))])
     with pytest.raises(ValueError, match="CTC alphabet: the processor has ab, the config abc "):
         make_spelling("ab")
     with pytest.raises(ValueError, match="no ctc_characters"):
         make().processor.ctc_target_ids("a")
+
+
+def test_a_transcript_that_cannot_be_spelled_does_not_count_in_the_ctc_loss():
+    collate = make_spelling("abc ")
+    batch = collate([row(text="cab"), row(text="XYZ", seed=1)])
+    assert batch["ctc_targets"].tolist() == [[3, 1, 2], [-100, -100, -100]]
+    model = tiny_model(ctc_weight=0.3, ctc_characters="abc ")
+    with torch.no_grad():
+        together = model(**batch, num_items_in_batch=8)
+        alone = model(**{name: value[:1] for name, value in batch.items()}, num_items_in_batch=8)
+    torch.testing.assert_close(together.ctc_loss, alone.ctc_loss)
+    torch.testing.assert_close(  # each transcript's own, by PyTorch's loss of one clip
+        together.ctc_loss * 8,
+        torch.nn.functional.ctc_loss(
+            together.ctc_logits[:1].log_softmax(-1).transpose(0, 1),
+            torch.tensor([[3, 1, 2]]),
+            [together.ctc_logits.shape[1]],
+            [3],
+            reduction="sum",
+        ),
+    )
+    nothing = collate([row(text="XYZ")])
+    assert nothing["ctc_targets"].tolist() == [[-100]]
+    assert model(**nothing).ctc_loss.item() == 0
 
 
 def test_other_column_names():

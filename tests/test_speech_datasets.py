@@ -303,6 +303,22 @@ def test_short_clips_and_long_transcripts_can_be_left_out(tmp_path):
         drop_unusable(dataset, max_label_length=2)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_transcripts_that_a_ctc_alphabet_cannot_spell_are_told_before_training(tmp_path, streaming, caplog):
+    names = write_clips(tmp_path, 5)
+    texts = ["a cab", "42", "b\u00e9b\u00e9 2", "a\tb", "\u00e9a"]
+    rows = [{"file_name": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    write_table(tmp_path / "metadata.csv", rows)
+    dataset = load_speech_dataset(tmp_path, streaming=streaming)
+    kept, report = drop_unusable(dataset, alphabet="abc ", progress=False)
+    assert [row["text"] for row in kept] == [texts[0], *texts[2:]]
+    assert report.counts == {"transcript that cannot be spelled": 1}
+    assert dict(report.foreign_characters) == {"\u00e9": 2, "2": 1}
+    assert "no character of the CTC head's alphabet in '42'" in caplog.text
+    named = [record.message for record in caplog.records if "outside of the CTC head's alphabet" in record.message]
+    assert len(named) == 1 and "'2' (1)" in named[0] and "'\u00e9'" in named[0]
+
+
 def test_a_good_set_is_left_as_it_is(tmp_path, capsys):
     dataset = load_speech_dataset(audio_folder(tmp_path))
     kept, report = drop_unusable(dataset)

@@ -87,6 +87,19 @@ def test_a_ctc_head_that_spells_learns_the_alphabet_of_the_transcripts(parts, cl
     assert train(tmp_path / "on", "--model", output, "--train", clips) == 0  # its own alphabet goes on with it
 
 
+def test_validation_in_characters_never_trained_on_does_not_stop_a_training(parts, clips, tmp_path, caplog):
+    validation = save_clips(tmp_path / "validation", 3)
+    metadata = (validation / "metadata.csv").read_text().splitlines()
+    metadata[1], metadata[2] = "clip0.wav,42", "clip1.wav,the caf\u00e9"
+    (validation / "metadata.csv").write_text("\n".join(metadata), encoding="utf-8")
+    spelled = ["--ctc_units", "characters", "--set", "ctc_weight=0.3"]
+    assert train(tmp_path / "model", *parts, "--train", clips, "--validation", validation, *spelled) == 0
+    assert "clip0.wav: no character of the CTC head's alphabet" in caplog.text
+    assert "alphabet, which it does without" in caplog.text and "'\u00e9' (1)" in caplog.text
+    results = json.loads((tmp_path / "model" / "eval_results.json").read_text())
+    assert results["eval_loss"] > 0
+
+
 def test_a_vocabulary_of_what_the_transcripts_teach_is_trained_and_saved(clips, tmp_path, capsys):
     save_encoder(tmp_path / "encoder", "wav2vec2-layer")
     Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(tmp_path / "encoder")
