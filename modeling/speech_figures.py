@@ -56,7 +56,7 @@ def plot_losses(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
         axes.set_yscale("log")  # CTC starts so high that the rest would look flat
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    all_axes[0].set_ylabel("loss per token")
+    all_axes[0].set_ylabel("loss")
     figure.savefig(path)
 
 

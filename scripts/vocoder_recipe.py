@@ -500,7 +500,7 @@ def draw(
     folder: Path, log: list[dict[str, float]], clip: Segment, spoken: torch.Tensor, settings: MelSettings
 ) -> None:
     """Draw the losses, and a recording's spectrogram above that of what the vocoder made of it."""
-    from ..modeling.speech_figures import FiguresNotInstalledError, losses_by_step, plot_losses
+    from ..modeling.speech_figures import FiguresNotInstalledError, losses_by_step, plot_losses, plot_spectrogram
 
     panels = {
         "spectrograms": ("mel_loss", "validation_mel_loss"),
@@ -512,23 +512,10 @@ def draw(
     }
     try:
         plot_losses({title: panel for title, panel in curves.items() if panel}, folder / "loss.png")
-        _draw_spectrograms(folder / "spectrogram.png", clip.waveform, spoken, settings)
+        waveforms = {"recorded": clip.waveform, "spoken by the vocoder": spoken}
+        mels = {name: mel_spectrogram(one.float(), settings) for name, one in waveforms.items()}  # [T, M] of each
+        logarithms = {name: (mel + HEARING_FLOOR).log10().numpy() for name, mel in mels.items()}
+        plot_spectrogram(logarithms, settings.duration_s(1), folder / "spectrogram.png")
         say(f"pictures drawn in {folder}: loss.png, spectrogram.png")
     except FiguresNotInstalledError as error:
         say(str(error))
-
-
-def _draw_spectrograms(path: Path, recorded: torch.Tensor, spoken: torch.Tensor, settings: MelSettings) -> None:
-    from ..modeling.speech_figures import _figure
-
-    figure = _figure(width_in=9.0, height_in=5.0)
-    waveforms = {"recorded": recorded, "spoken by the vocoder": spoken}
-    for axes, (title, waveform) in zip(figure.subplots(2, 1, sharex=True), waveforms.items(), strict=True):
-        mel = (mel_spectrogram(waveform.float(), settings) + HEARING_FLOOR).log10()  # [T, M]
-        extent = (0, settings.duration_s(len(mel)), -0.5, mel.shape[1] - 0.5)
-        image = axes.imshow(mel.T.numpy(), aspect="auto", origin="lower", extent=extent, cmap="magma", vmin=-5, vmax=1)
-        axes.set_title(title, fontsize=10)
-        axes.set_ylabel("mel bin")
-        figure.colorbar(image, ax=axes, label="log10 amplitude", pad=0.02)
-    axes.set_xlabel("time (s)")
-    figure.savefig(path)

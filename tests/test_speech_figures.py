@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from speechgraft.modeling.speech_figures import (
     FiguresNotInstalledError,
     plot_alignment,
+    plot_losses,
     plot_spectrogram,
     plot_synthesis,
 )
@@ -73,3 +74,8 @@ def test_without_matplotlib_the_package_to_install_is_named(tmp_path, monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FiguresNotInstalledError, match=r"speechgraft\[plot\]"):
         plot_spectrogram({"mel": mel(3)}, 0.1, tmp_path / "a.png")
+
+
+def test_the_axis_of_losses_claims_no_unit_that_some_of_them_lack(drawn, tmp_path):
+    plot_losses({"one": {"mel loss": [(1, 2.0), (2, 1.0)]}, "two": {"loss": [(1, 1.0)]}}, tmp_path / "a.png")
+    assert [axes.get_ylabel() for axes in drawn[0].axes] == ["loss", ""]
