@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .processing.collation_speech_encoder import SpeechEncoderCollator
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
     from .processing.collation_text_to_spectrogram import TextToSpectrogramCollator
+    from .processing.hot_words import hot_word_ids
     from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
     from .processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
@@ -104,6 +105,7 @@ PUBLIC_NAMES = {
     "compare_recordings": "processing.speech_synthesis_metrics",
     "drop_unusable": "processing.speech_datasets",
     "extract_log_mel": "processing.mel_spectrograms",
+    "hot_word_ids": "processing.hot_words",
     "load_audio": "processing.audio_files",
     "load_speaker_embedding": "processing.speaker_embeddings",
     "load_speech_dataset": "processing.speech_datasets",
