@@ -79,6 +79,9 @@ class TextToSpectrogramConfig(PublishesItsCode, PreTrainedConfig):
         speech_decoder_postnet_units: their channels.
         speech_decoder_postnet_kernel: their width in frames, odd.
         speech_decoder_postnet_dropout: after each of them, in training.
+        scheduled_sampling_rate: share of the decoder's steps that in training read the frame that the model itself
+            wrote, in a first pass over the recording's frames (Mihaylova and Martins 2019), instead of the
+            recording's. It gets used to its own mistakes; training takes longer by that pass through the decoder.
         stop_positive_weight: weight of the one frame that ends an utterance against each of those that do not.
         use_guided_attention_loss: whether training draws cross-attention to the diagonal (Tachibana et al. 2017).
         guided_attention_loss_heads: which heads of each decoder layer are: a list of indices, or -1 for all.
@@ -155,6 +158,7 @@ class TextToSpectrogramConfig(PublishesItsCode, PreTrainedConfig):
     speech_decoder_postnet_units: int = 256
     speech_decoder_postnet_kernel: int = 5
     speech_decoder_postnet_dropout: float | int = 0.5
+    scheduled_sampling_rate: float | int = 0.0
     stop_positive_weight: float | int = 5.0
     use_guided_attention_loss: bool = True
     guided_attention_loss_heads: list[int] | int = -1
@@ -245,6 +249,8 @@ class TextToSpectrogramConfig(PublishesItsCode, PreTrainedConfig):
         for name in (one.name for one in fields(self) if one.name.endswith("_dropout")):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a probability from 0 to below 1, got {getattr(self, name)}")
+        if not 0 <= self.scheduled_sampling_rate <= 1:
+            raise ValueError(f"scheduled_sampling_rate is a share from 0 to 1, got {self.scheduled_sampling_rate}")
 
     def validate_guided_attention(self) -> None:
         """Part of the checks that `@strict` runs."""

@@ -386,11 +386,16 @@ class TextToSpectrogramModel(SpectrogramGenerationMixin, PublishesItsCode, PreTr
         frame_mask, frames = self._decoder_inputs(decoder_input_values, decoder_attention_mask, labels)
         guided = labels is not None and self.config.use_guided_attention_loss
         cache = self._cache(past_key_values, use_cache, labels)
+        cross_mask = _cross_mask(encoder_outputs.attention_mask)
+        speakers = self.speakers(speaker_embeddings, len(frames))
+        if self.training and labels is not None and decoder_input_values is None:
+            states = cast(torch.Tensor, encoder_outputs.last_hidden_state)
+            frames = self._with_own_frames(frames, states, cross_mask, speakers)
         decoded = self.decoder(
             frames,
             encoder_outputs.last_hidden_state,
-            _cross_mask(encoder_outputs.attention_mask),
-            self.speakers(speaker_embeddings, len(frames)),
+            cross_mask,
+            speakers,
             past_key_values=cache,
             prenet_masks=self.decoder.prenet.draw_masks(frames.shape[0], frames.shape[1], generator),
             output_hidden_states=bool(hidden),
@@ -431,6 +436,26 @@ class TextToSpectrogramModel(SpectrogramGenerationMixin, PublishesItsCode, PreTr
         if frames is None:
             raise ValueError("give labels or decoder_input_values; to synthesise speech call generate()")
         return mask, frames
+
+    @torch.no_grad()
+    def _with_own_frames(
+        self,
+        frames: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        cross_mask: torch.Tensor | None,
+        speakers: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """What the decoder reads [B, N, M], with a share of the steps reading what a first pass wrote for them."""
+        rate, r = self.config.scheduled_sampling_rate, self.config.reduction_factor
+        if rate == 0:
+            return frames
+        masks = self.decoder.prenet.draw_masks(frames.shape[0], frames.shape[1])
+        decoded = self.decoder(frames, encoder_hidden_states, cross_mask, speakers, prenet_masks=masks)
+        written, _ = self.decoder.heads(decoded.last_hidden_state)  # [B, N r, M]
+        torch.clear_autocast_cache()  # older versions of PyTorch keep copies of the weights there without gradients
+        own = nn.functional.pad(written[:, r - 1 :: r][:, :-1], (0, 0, 1, 0)).to(frames.dtype)
+        chosen = torch.rand(frames.shape[:2], device=frames.device) < rate
+        return torch.where(chosen[..., None], own, frames)
 
     def prepare_decoder_input_values_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Labels [B, T, M] to decoder inputs [B, N, M]: zeros, then the last frame of each step but the last."""

@@ -31,6 +31,7 @@ def test_a_mistyped_field_is_refused_with_the_one_that_was_meant():
         ({"speech_decoder_postnet_kernel": 4}, "must be odd"),
         ({"speech_decoder_prenet_dropout": 1.0}, "from 0 to below 1, got 1.0"),
         ({"hidden_dropout": -0.1}, "hidden_dropout is a probability"),
+        ({"scheduled_sampling_rate": 1.5}, "scheduled_sampling_rate is a share from 0 to 1, got 1.5"),
         ({"guided_attention_loss_heads": 2}, "or -1 for all heads, got 2"),
         ({"guided_attention_loss_heads": []}, "names heads from 0 to 3"),
         ({"guided_attention_loss_heads": [0, 4]}, "names heads from 0 to 3"),

@@ -552,6 +552,42 @@ def test_gold_inputs_are_the_last_frame_of_every_step_behind_a_silent_one():
     assert inputs[..., 0].tolist() == [[0, 3, 6], [0, 3, 0]]
 
 
+def decoder_inputs_in_training(model: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What the decoder reads in each of its passes."""
+    read: list[torch.Tensor] = []
+    hook = model.decoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    model.train()(**batch)
+    hook.remove()
+    return read
+
+
+def test_scheduled_sampling_reads_what_the_model_wrote_as_generation_does():
+    batch = tiny_tts_batch(ROWS)
+    model = repeatable_synthesizer(reduction_factor=2, scheduled_sampling_rate=1.0)
+    first, second = decoder_inputs_in_training(model, batch)
+    assert torch.equal(first, model.prepare_decoder_input_values_from_labels(batch["labels"]))
+    written = model(**batch, decoder_input_values=first).spectrogram_before_postnet
+    assert not second[:, 0].any(), "speech starts from silence"
+    torch.testing.assert_close(second[:, 1:], written[:, 1::2][:, : first.shape[1] - 1])
+    assert len(decoder_inputs_in_training(repeatable_synthesizer(), batch)) == 1, "off by default"
+    model.config.scheduled_sampling_rate = 0.5
+    first, second = decoder_inputs_in_training(model, batch)
+    own = (first != second).any(dim=-1)[:, 1:]
+    assert own.any() and not own.all()
+
+
+def test_scheduled_sampling_is_for_training_alone_and_lets_every_weight_learn():
+    batch = tiny_tts_batch(ROWS)
+    model = tiny_synthesizer(scheduled_sampling_rate=0.5, has_default_speaker=True)
+    seeds = [torch.Generator().manual_seed(0) for _ in range(2)]
+    plain = tiny_synthesizer(has_default_speaker=True)
+    losses = [one.eval()(**batch, generator=seed).loss for one, seed in zip((model, plain), seeds, strict=True)]
+    assert losses[0] == losses[1]
+    with torch.autocast("cpu", torch.bfloat16):  # whose copies of the weights outlive a pass without gradients
+        model.train()(**batch).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("reduction_factor", [1, 2])
 def test_accumulating_micro_batches_gives_the_gradients_of_one_batch(reduction_factor):
     model = repeatable_training(reduction_factor=reduction_factor)
