@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
     from .modeling.alignment_diagnostics import SpeechAlignment, WordTiming
     from .modeling.ctc_decoding import CtcHypothesis
+    from .modeling.language_model_fusion import CausalLanguageModel
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
     from .modeling.modeling_speech_encoder_classification import (
         SpeechEncoderForAudioClassification,
@@ -64,6 +65,7 @@ __version__ = "0.1.0"
 # Where each public name lives; its module is imported when the name is first used.
 PUBLIC_NAMES = {
     "AudioError": "processing.audio_files",
+    "CausalLanguageModel": "modeling.language_model_fusion",
     "CtcHypothesis": "modeling.ctc_decoding",
     "DatasetError": "processing.speech_datasets",
     "GriffinLimVocoder": "modeling.speech_vocoders",
