@@ -218,7 +218,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, PreTrainedModel, Ge
             heads.append(self.ctc_head)
         for head in heads:
             yield from cast(nn.Module, head).parameters(recurse=False)
-        bias = getattr(self.decoder, "final_logits_bias", None)  # [1, V], Marian's
+        bias = getattr(self.decoder, "final_logits_bias", None)  # [1, V], of BART and its kin
         if bias is not None:
             yield bias.T
 

@@ -14,9 +14,12 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.bart.modeling_bart import BartForCausalLM
 from transformers.models.m2m_100.configuration_m2m_100 import M2M100Config
 from transformers.models.m2m_100.modeling_m2m_100 import M2M100Decoder, M2M100PreTrainedModel
 from transformers.models.marian.modeling_marian import MarianForCausalLM
+from transformers.models.mbart.modeling_mbart import MBartForCausalLM
+from transformers.models.pegasus.modeling_pegasus import PegasusForCausalLM
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperForCausalLM
 
 
@@ -115,30 +118,32 @@ class M2M100TextDecoder(M2M100PreTrainedModel, GenerationMixin):
         return _logits_output(outputs, self.lm_head, logits_to_keep)
 
 
-class MarianTextDecoder(MarianForCausalLM):
-    """Marian's decoder with the output bias of its translation models, which `MarianForCausalLM` drops."""
+class _WithOutputBias:
+    """The output bias of BART's kin, which Transformers' full models have and its decoders alone have not."""
 
-    # Translation models do not store their positions, which are sines; nor does every one of them have a bias.
-    _keys_to_ignore_on_load_missing = [r"final_logits_bias$", r"model\.decoder\.embed_positions\.weight$"]
+    native_class: type[Any]
+    config: Any
+    lm_head: nn.Linear
+    model: nn.Module
+    training: bool
 
     def __init__(self, config: PreTrainedConfig):
-        super().__init__(cast(Any, config))
+        cast(Any, super()).__init__(config)
         self.final_logits_bias = nn.Buffer(torch.zeros(1, self.lm_head.out_features))
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        cast(Any, super())._init_weights(module)
         if "final_logits_bias" in module._buffers:
             init.zeros_(cast(Any, module).final_logits_bias)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in Transformers; new tokens have no bias."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.config.decoder_vocab_size = embeddings.num_embeddings
+        embeddings = cast(Any, super()).resize_token_embeddings(*args, **kwargs)
         added = embeddings.num_embeddings - self.final_logits_bias.shape[-1]
         self.final_logits_bias = nn.Buffer(nn.functional.pad(self.final_logits_bias, [0, added]))
         return embeddings
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -147,7 +152,7 @@ class MarianTextDecoder(MarianForCausalLM):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
-        """As `MarianForCausalLM.forward`: ids [B, S] and encoder states [B, T, D] to logits [B, S, V]."""
+        """As `BartForCausalLM.forward`: ids [B, S] and encoder states [B, T, D] to logits [B, S, V]."""
         output = cast(Any, super()).forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -159,18 +164,53 @@ class MarianTextDecoder(MarianForCausalLM):
         output.logits = output.logits + self.final_logits_bias
         return output
 
-    def to_native(self) -> MarianForCausalLM:
-        """The same weights without the bias.
+    def to_native(self) -> Any:
+        """The same weights without the bias, as Transformers' class of the decoder alone.
 
         Raises:
             ValueError: the bias is not zero.
         """
         if self.final_logits_bias.any():
-            raise ValueError("MarianForCausalLM has no place for the decoder's output bias")
+            raise ValueError(f"{self.native_class.__name__} has no place for the decoder's output bias")
         with torch.device("meta"):
-            native = MarianForCausalLM(self.config)
+            native = self.native_class(self.config)
         native.model, native.lm_head = self.model, self.lm_head
         return native.train(self.training)
+
+
+class BartTextDecoder(_WithOutputBias, BartForCausalLM):
+    """BART's decoder with the output bias of the full model."""
+
+    native_class = BartForCausalLM
+    _keys_to_ignore_on_load_missing = [r"final_logits_bias$"]  # decoders saved alone have none
+
+
+class MBartTextDecoder(_WithOutputBias, MBartForCausalLM):
+    """mBART's decoder with the output bias of the full model."""
+
+    native_class = MBartForCausalLM
+    _keys_to_ignore_on_load_missing = [r"final_logits_bias$"]
+
+
+class PegasusTextDecoder(_WithOutputBias, PegasusForCausalLM):
+    """Pegasus' decoder with the output bias of the full model."""
+
+    native_class = PegasusForCausalLM
+    # Its positions, which are sines, are not stored.
+    _keys_to_ignore_on_load_missing = [r"final_logits_bias$", r"model\.decoder\.embed_positions\.weight$"]
+
+
+class MarianTextDecoder(_WithOutputBias, MarianForCausalLM):
+    """Marian's decoder with the output bias of its translation models."""
+
+    native_class = MarianForCausalLM
+    _keys_to_ignore_on_load_missing = [r"final_logits_bias$", r"model\.decoder\.embed_positions\.weight$"]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in Transformers; new tokens have no bias."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_vocab_size = embeddings.num_embeddings
+        return embeddings
 
 
 def _places(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
@@ -266,9 +306,24 @@ TEXT_DECODER_FAMILIES = (
     ),
     TextDecoderFamily(("gpt2",), cross_attention=("crossattention", "ln_cross_attn")),
     TextDecoderFamily(
-        ("bart", "mbart", "pegasus"),
+        ("bart",),
         cross_attention=BART_CROSS_ATTENTION,
         start=("config.decoder_start_token_id", "config.eos_token_id"),
+        model_class=BartTextDecoder,
+        checkpoint_renames=SHARED_EMBEDDINGS,
+    ),
+    TextDecoderFamily(
+        ("mbart",),
+        cross_attention=BART_CROSS_ATTENTION,
+        start=("config.decoder_start_token_id", "config.eos_token_id"),
+        model_class=MBartTextDecoder,
+        checkpoint_renames=SHARED_EMBEDDINGS,
+    ),
+    TextDecoderFamily(
+        ("pegasus",),
+        cross_attention=BART_CROSS_ATTENTION,
+        start=("config.decoder_start_token_id", "config.eos_token_id"),
+        model_class=PegasusTextDecoder,
         checkpoint_renames=SHARED_EMBEDDINGS,
     ),
     TextDecoderFamily(

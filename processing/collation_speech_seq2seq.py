@@ -137,8 +137,9 @@ class SpeechSeq2SeqCollator:
             raise ValueError(f"{self._row_name(row, index)}: {error}") from error
         if not targets:
             logger.warning_once(
-                f"{self._row_name(row, index)}: no character of the CTC head's alphabet ({self.config.ctc_characters!r})"
-                f" in {row[self.text_column]!r}: it does not count in the CTC loss, nor do others like it"
+                f"{self._row_name(row, index)}: no character of the CTC head's alphabet"
+                f" ({self.config.ctc_characters!r}) in {row[self.text_column]!r}: it does not count in the CTC loss,"
+                " nor do others like it"
             )
         return targets
 

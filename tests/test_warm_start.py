@@ -139,9 +139,10 @@ def test_the_decoder_computes_what_it_computed_in_its_own_model(family, wav2vec2
     assert all(not name.startswith("decoder.") for name in model.config.newly_initialized)
 
 
-def test_the_output_bias_of_marian_is_kept(wav2vec2, tmp_path):
-    """Its full model adds `final_logits_bias` to the logits; `MarianForCausalLM` has no place for it."""
-    source = save_decoder(tmp_path, "marian")
+@pytest.mark.parametrize("name", ["bart", "mbart", "pegasus", "marian"])
+def test_the_output_bias_of_a_full_model_is_kept(name, wav2vec2, tmp_path):
+    """Full models add `final_logits_bias` to the logits; their `...ForCausalLM` have no place for it."""
+    source = save_decoder(tmp_path, name)
     bias = torch.randn_like(source.final_logits_bias)
     source.final_logits_bias.copy_(bias)
     source.save_pretrained(tmp_path)
@@ -156,6 +157,10 @@ def test_the_output_bias_of_marian_is_kept(wav2vec2, tmp_path):
     assert torch.equal(again.decoder.final_logits_bias, bias)
     again.resize_token_embeddings(30)
     assert again(**audio("wav2vec2", 3000), decoder_input_ids=ids[:1]).logits.shape[-1] == 30
+    assert (
+        torch.equal(again.decoder.final_logits_bias[:, :20], bias)
+        and not again.decoder.final_logits_bias[:, 20:].any()
+    )
     with pytest.raises(ValueError, match="output bias"):
         model.to_native()
 
