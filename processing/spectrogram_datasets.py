@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from .audio_files import AudioError, source_name
+from .audio_files import AudioError, load_audio, source_name
 from .mel_spectrograms import extract_log_mel
 from .processing_text_to_spectrogram import TextToSpectrogramProcessor
 from .speech_datasets import UnusableClips
 
 logger = logging.getLogger(__name__)
+
+SILENCE_WINDOW_S = 0.01  # over which loudness is measured
+KEPT_SILENCE_S = 0.05  # before and behind speech: soft beginnings and fading ends are part of it
 
 
 @dataclass
@@ -68,6 +71,32 @@ class ClipLimits:
     max_frames: int | None = None
 
 
+def trim_silence(waveform: np.ndarray, sampling_rate: int, threshold_db: float) -> np.ndarray:
+    """Cut silence off at both ends, all but 50 ms of it.
+
+    Args:
+        waveform: float32 [samples].
+        sampling_rate: in Hz.
+        threshold_db: what is quieter than the loudest 10 ms by more than this is silence.
+
+    Returns:
+        A part of the waveform; all of it where everything is equally loud.
+
+    Raises:
+        ValueError: the threshold is not above 0.
+    """
+    if not threshold_db > 0:
+        raise ValueError(f"the threshold of silence must be above 0 dB, got {threshold_db:g}")
+    window = max(1, round(SILENCE_WINDOW_S * sampling_rate))
+    padded = np.pad(waveform.astype(np.float64), (0, -len(waveform) % window))
+    energy = (padded.reshape(-1, window) ** 2).mean(axis=1)
+    loud = np.flatnonzero(energy >= energy.max(initial=0.0) * 10 ** (-threshold_db / 10))
+    if not len(loud):
+        return waveform
+    kept = round(KEPT_SILENCE_S * sampling_rate)
+    return waveform[max(0, loud[0] * window - kept) : (loud[-1] + 1) * window + kept]
+
+
 class _Unusable(ValueError):
     """Why a clip is left out: the kind of fault, and one line."""
 
@@ -79,6 +108,7 @@ def read_spectrogram_clips(
     speaker_of: Callable[[Mapping[str, Any]], np.ndarray] | None = None,
     cache: str | os.PathLike | None = None,
     progress: bool = True,
+    trim_silence_db: float | None = None,
 ) -> tuple[SpectrogramClips, UnusableClips]:
     """Read every clip of a data set, and say which cannot be trained on and why.
 
@@ -90,6 +120,7 @@ def read_spectrogram_clips(
         cache: folder that keeps the spectrograms: they are read from there as they are needed, and found again by the
             next run on the same recordings with the same settings. None keeps them in memory.
         progress: show a progress bar.
+        trim_silence_db: cut silence off at the ends of each clip, see `trim_silence`; None leaves it.
 
     Returns:
         The clips, and the report. Each row left out is logged as a warning, then the summary.
@@ -98,13 +129,13 @@ def read_spectrogram_clips(
 
     limits, report = limits or ClipLimits(), UnusableClips()
     clips = SpectrogramClips(speakers=None if speaker_of is None else [])
-    store = _Store.open(cache, dataset, processor)
+    store = _Store.open(cache, dataset, processor, trim_silence_db)
     for index, row in enumerate(tqdm(dataset, desc="reading clips", unit="clip", disable=None if progress else True)):
         report.checked += 1
         try:
             ids = _token_ids(row, processor, limits)
             speaker = None if speaker_of is None else _speaker(row, speaker_of)
-            clips.spectrograms.append(_spectrogram(row, index, processor, limits, store))
+            clips.spectrograms.append(_spectrogram(row, index, processor, limits, store, trim_silence_db))
         except _Unusable as error:
             reason, detail = error.args
             report.clips.append(
@@ -142,7 +173,12 @@ def _speaker(row: Mapping[str, Any], speaker_of: Callable[[Mapping[str, Any]], n
 
 
 def _spectrogram(
-    row: Mapping[str, Any], index: int, processor: TextToSpectrogramProcessor, limits: ClipLimits, store: "_Store"
+    row: Mapping[str, Any],
+    index: int,
+    processor: TextToSpectrogramProcessor,
+    limits: ClipLimits,
+    store: "_Store",
+    trim_silence_db: float | None,
 ) -> np.ndarray:
     name, told = source_name(row["audio"]), row.get("duration")
     if isinstance(told, int | float):  # a header tells the length of an hour before the hour is decoded
@@ -150,7 +186,9 @@ def _spectrogram(
     spectrogram = store.held(index)
     if spectrogram is None:
         try:
-            spectrogram = extract_log_mel(row["audio"], processor.feature_extractor)
+            spectrogram = extract_log_mel(
+                _trimmed(row["audio"], processor, trim_silence_db), processor.feature_extractor
+            )
         except AudioError as error:
             raise _Unusable("unusable audio", str(error)) from error
     if not isinstance(told, int | float):
@@ -160,6 +198,13 @@ def _spectrogram(
             "audio too long", f"{name}: {len(spectrogram)} frames, the model has positions for {limits.max_frames}"
         )
     return store.keep(index, spectrogram)
+
+
+def _trimmed(audio: Any, processor: TextToSpectrogramProcessor, trim_silence_db: float | None) -> Any:
+    if trim_silence_db is None:
+        return audio
+    rate = processor.sampling_rate
+    return trim_silence(load_audio(audio, rate, name=source_name(audio)), rate, trim_silence_db)
 
 
 def _check_duration(name: str, duration_s: float, limits: ClipLimits) -> None:
@@ -173,9 +218,16 @@ class _Store:
     """Where spectrograms are kept: this one, in memory, just hands them back."""
 
     @staticmethod
-    def open(folder: str | os.PathLike | None, dataset: Any, processor: TextToSpectrogramProcessor) -> "_Store":
+    def open(
+        folder: str | os.PathLike | None,
+        dataset: Any,
+        processor: TextToSpectrogramProcessor,
+        trim_silence_db: float | None = None,
+    ) -> "_Store":
         """The store of a folder, or of memory where there is none."""
-        return _Store() if folder is None else _FileStore(Path(folder), dataset, processor)
+        if folder is None:
+            return _Store()
+        return _FileStore(Path(folder), dataset, asdict(processor.mel_settings), trim_silence_db)
 
     def held(self, index: int) -> np.ndarray | None:
         """What an earlier run kept of a row."""
@@ -192,10 +244,10 @@ class _Store:
 class _FileStore(_Store):
     """All spectrograms behind each other in one file, which is mapped into memory, and an index of their places."""
 
-    def __init__(self, folder: Path, dataset: Any, processor: TextToSpectrogramProcessor):
+    def __init__(self, folder: Path, dataset: Any, settings: dict[str, Any], trim_silence_db: float | None):
         folder.mkdir(parents=True, exist_ok=True)
-        settings = asdict(processor.mel_settings)
         facts = [settings, *(_fingerprint(row["audio"]) for row in dataset)]
+        facts += [] if trim_silence_db is None else [trim_silence_db]
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
         self.bins = settings["num_mel_bins"]
         self.data, self.index = folder / f"spectrograms-{key}.f32", folder / f"spectrograms-{key}.json"

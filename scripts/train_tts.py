@@ -143,6 +143,13 @@ class DataArguments(DataOptions):
     """What to train on."""
 
     max_duration_s: float = field(default=20.0, metadata={"help": "leave out longer clips"})
+    trim_silence_db: float | None = field(
+        default=None,
+        metadata={
+            "help": "cut off at both ends of clips, all but 50 ms, what is quieter than the loudest moment by so many"
+            " decibels, such as 40; by default clips stay as they are"
+        },
+    )
     speaker_column: str | None = field(
         default=None,
         metadata={
@@ -181,7 +188,9 @@ def check(model: ModelArguments, data: DataArguments, training: TrainingArgument
     check_data_options(data, training)
     if data.streaming and model.model is None and model.encoder is None and model.tokenizer is None:
         raise CommandError("--streaming needs --tokenizer: its characters cannot be found before the texts are read")
-    for name in ("speaker_column", "mel_cache"):
+    if data.trim_silence_db is not None and not data.trim_silence_db > 0:
+        raise CommandError(f"--trim_silence_db must be above 0, got {data.trim_silence_db:g}")
+    for name in ("speaker_column", "mel_cache", "trim_silence_db"):
         if data.streaming and getattr(data, name) is not None:
             raise CommandError(f"--{name} reads all clips before training: leave --streaming out")
     if model.speaker is not None and data.speaker_column is not None:
@@ -313,7 +322,9 @@ def read_clips(
         limits = ClipLimits(
             options.min_duration_s, options.max_duration_s, collator.max_text_tokens, collator.max_frames
         )
-        clips, report = read_spectrogram_clips(dataset, processor, limits, speakers, options.mel_cache, tell)
+        clips, report = read_spectrogram_clips(
+            dataset, processor, limits, speakers, options.mel_cache, tell, options.trim_silence_db
+        )
     if len(clips) == 0:
         raise CommandError(f"{source}: no clip can be used: {report.summary()}")
     return clips

@@ -21,6 +21,7 @@ from tiny_voices import (
 )
 from transformers import AutoModelForTextToSpectrogram, AutoProcessor, pipeline
 
+from speechgraft.processing.spectrogram_datasets import trim_silence
 from speechgraft.scripts.cli import main
 from speechgraft.scripts.train_tts import build, parse
 
@@ -178,6 +179,40 @@ def test_spectrograms_are_computed_once_and_found_again(clips, tmp_path, monkeyp
     assert len(counted) == 15
 
 
+def test_silence_goes_but_for_a_margin_and_soft_sounds_stay():
+    hiss, speech = 1e-4 * noise(0.5, 1), 0.1 * noise(0.3, 2)
+    whole = np.concatenate([hiss, speech, hiss[:4000], 0.01 * speech[:1600], hiss])
+    kept = trim_silence(whole, RATE, 45)
+    assert len(kept) == 4800 + 4000 + 1600 + 2 * 800 and np.array_equal(kept, whole[8000 - 800 :][: len(kept)])
+    assert len(trim_silence(whole, RATE, 30)) == 4800 + 2 * 800, "what is 40 dB softer is silence then"
+    assert np.array_equal(trim_silence(speech, RATE, 40), speech)
+    assert len(trim_silence(np.zeros(100, np.float32), RATE, 40)) == 100
+    with pytest.raises(ValueError, match="above 0 dB, got 0"):
+        trim_silence(speech, RATE, 0)
+
+
+def test_clips_are_trained_on_without_their_silence_where_asked_and_kept_apart(tmp_path, monkeypatch):
+    from speechgraft.modeling.trainer_text_to_spectrogram import TextToSpectrogramTrainer
+
+    (tmp_path / "clips").mkdir()
+    sound = np.concatenate([np.zeros(RATE // 2), noise(0.32), np.zeros(RATE // 2)]).astype(np.float32)
+    soundfile.write(tmp_path / "clips" / "a.wav", sound, RATE)
+    (tmp_path / "clips" / "metadata.csv").write_text("file_name,text\na.wav,hello\n")
+    frames: list[int] = []
+    step = TextToSpectrogramTrainer.compute_loss
+    monkeypatch.setattr(
+        TextToSpectrogramTrainer,
+        "compute_loss",
+        lambda self, model, inputs, *a, **k: (
+            frames.append(inputs["labels"].shape[1]) or step(self, model, inputs, *a, **k)
+        ),
+    )
+    for name, words in {"whole": [], "cut": ["--trim_silence_db", 40]}.items():
+        cache = ["--mel_cache", tmp_path / "mels"]
+        assert train(tmp_path / name, "--train", tmp_path / "clips", *NEW, *cache, *words, "--max_steps", 1) == 0
+    assert frames == [2 * (-(-(1 + len(sound) // 256) // 2)), 2 * (-(-(1 + round(0.42 * RATE) // 256) // 2))]
+
+
 def test_clips_of_similar_length_come_together(clips, tmp_path, monkeypatch):
     from speechgraft.modeling import speech_trainer
 
@@ -228,6 +263,11 @@ def test_streamed_data_train_without_being_counted_first(clips, tmp_path):
         (["--train", "b", "--size", "huge"], "huge"),
         (["--train", "b", "--eval_strategy", "steps"], "--eval_strategy steps needs --validation"),
         (["--train", "b", "--streaming"], "--streaming needs --tokenizer"),
+        (["--train", "b", "--trim_silence_db", "-3"], "--trim_silence_db must be above 0, got -3"),
+        (
+            ["--train", "b", "--model", "a", "--streaming", "--max_steps", "1", "--trim_silence_db", "40"],
+            "--trim_silence_db reads all clips before training: leave --streaming out",
+        ),
         (["--train", "b", "--freeze", "decoder"], "--freeze decoder: the part that can be frozen is encoder"),
         (["--train", "b", "--speaker", "c", "--speaker_column", "d"], "give --speaker, one voice of all clips, or"),
         (["--train", "{clips}", "--speaker", "{tmp}/none.npy"], "{tmp}/none.npy: no such file"),
