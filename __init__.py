@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_speech_encoder_ctc import SpeechEncoderForCTC, SpeechEncoderForCTCOutput
     from .modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel, SpeechSeq2SeqOutput
     from .modeling.modeling_text_to_spectrogram import TextToSpectrogramModel, TextToSpectrogramOutput
+    from .modeling.ngram_language_model import NgramLanguageModel
     from .modeling.parameter_efficient import lora_config
     from .modeling.publishing import publish_pretrained
     from .modeling.spectrogram_generation import SpokenText, SynthesisOutput
@@ -71,6 +72,7 @@ PUBLIC_NAMES = {
     "GriffinLimVocoder": "modeling.speech_vocoders",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
     "MelSettings": "processing.mel_spectrograms",
+    "NgramLanguageModel": "modeling.ngram_language_model",
     "SpeakerError": "processing.speaker_embeddings",
     "SpectrogramClips": "processing.spectrogram_datasets",
     "SpectrogramGenerationConfig": "modeling.spectrogram_generation_config",
