@@ -22,6 +22,7 @@ COMMANDS = {
     ),
     "synthesize": ("synthesize", "speak texts: into sound files, or to a player while they are being spoken"),
     "evaluate-tts": ("evaluate_tts", "compare synthesised speech with recordings, and have it heard by a recogniser"),
+    "write-mels": ("write_mels", "write what a text-to-speech model makes of recordings, to train its vocoder on"),
     "train-vocoder": (
         "train_vocoder",
         "train the vocoder that turns a text-to-speech model's spectrograms into sound",

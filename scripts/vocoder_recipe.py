@@ -254,13 +254,24 @@ def _files_of(source: str) -> list[Path]:
 
 
 def _mel_of(file: Path, source: str, mels: Path) -> Path:
-    root = Path(source) if Path(source).is_dir() else Path(source).parent
-    beside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
-    candidates = [mels / beside.with_suffix(".npy"), mels / f"{file.stem}.npy"]
+    candidates = [mel_file(file, source, mels), mels / f"{file.stem}.npy"]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     raise ValueError(f"{file}: no spectrogram {candidates[0]}")
+
+
+def mel_file(file: Path, source: str, mels: Path) -> Path:
+    """Where the spectrogram of a recording lies: as the recording does within its data set's folder.
+
+    Args:
+        file: the recording.
+        source: the data set: a folder, or a manifest in one.
+        mels: folder of the spectrograms.
+    """
+    root = Path(source) if Path(source).is_dir() else Path(source).parent
+    beside = file.relative_to(root) if file.is_relative_to(root) else Path(file.name)
+    return mels / beside.with_suffix(".npy")
 
 
 class Run:
