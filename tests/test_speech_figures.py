@@ -33,12 +33,13 @@ def mel(frames: int, seed: int = 0) -> np.ndarray:
 
 
 def test_spectrograms_share_time_and_loudness(drawn, tmp_path):
-    plot_spectrogram({"recording": mel(100), "synthesis": mel(60, 1)}, FRAME_S, tmp_path / "a.png")
+    plot_spectrogram({"recording": mel(100), "synthesis": mel(60, 1) + 5}, FRAME_S, tmp_path / "a.png")
     recording, synthesis = drawn[0].axes[:2]
     assert (recording.get_title(), synthesis.get_title()) == ("recording", "synthesis")
     assert recording.get_xlim() == synthesis.get_xlim() == (0, pytest.approx(100 * FRAME_S))
     images = [axes.images[0] for axes in (recording, synthesis)]
     assert images[0].get_clim() == images[1].get_clim()
+    assert images[0].get_clim()[1] == pytest.approx(float(mel(100).max())), "speech that raves darkens no recording"
     assert images[1].get_extent()[1] == pytest.approx(60 * FRAME_S)
     assert (tmp_path / "a.png").stat().st_size > 1000
 
