@@ -4,6 +4,7 @@ Shapes: `B` batch, `N` input length (audio samples or feature frames), `T` encod
 """
 
 import functools
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,13 +12,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_speech_seq2seq import SpeechEncoderConfig
 from ..configuration.published_code import PublishesItsCode
 from .attention_outputs import asked_outputs, eager_attention
 from .spec_augment import span_mask
-from .speech_encoders import Lengths, speech_encoder_family
+from .speech_encoders import Lengths, WholeArguments, layer_with_whole_arguments, speech_encoder_family
 
 
 @dataclass
@@ -97,6 +99,7 @@ class SpeechEncoder(PublishesItsCode, PreTrainedModel):
         self._least_input = self._find_least_input()
         self._train_what_is_used()
         self._watch_leaks()
+        self._make_layers_repeatable()
         self.post_init()
 
     def _build(self) -> PreTrainedModel:
@@ -129,20 +132,33 @@ class SpeechEncoder(PublishesItsCode, PreTrainedModel):
                 cast(Any, module)._requires_grad = False
 
     def _watch_leaks(self) -> None:
-        self._heard_lengths: torch.Tensor | None = None  # [B], real samples or feature frames, for these convolutions
         for pattern, lengths in self.family.leaking_convolutions:
             for name, module in self.backbone.named_modules():
                 if re.search(pattern, name):
+                    cast(Any, module).heard_lengths = None  # [B], real samples or feature frames
                     module.register_forward_pre_hook(functools.partial(self._silence_padding, lengths))
+
+    def _make_layers_repeatable(self) -> None:
+        """See `layer_with_whole_arguments`."""
+        last = self.family.named_gradients
+        for layer in self.backbone.modules():
+            if not isinstance(layer, GradientCheckpointingLayer) or isinstance(layer, WholeArguments):
+                continue
+            hears = any("heard_lengths" in vars(module) for module in layer.modules())
+            hands_on = last is not None and last in inspect.signature(layer.forward).parameters
+            if hears or hands_on:
+                cast(Any, layer).__class__ = layer_with_whole_arguments(type(layer), last if hands_on else None)
+                cast(Any, layer).heard_lengths = None
 
     def _silence_padding(
         self, lengths: Lengths, module: nn.Module, inputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
         """Zero the padding of a convolution's input, [B, D, T]."""
-        if self._heard_lengths is None:
+        heard = cast(Any, module).heard_lengths
+        if heard is None:
             return inputs
         places = torch.arange(inputs[0].shape[-1], device=inputs[0].device)
-        real = places < lengths(self.backbone, self._heard_lengths)[:, None]  # [B, T]
+        real = places < lengths(self.backbone, heard)[:, None]  # [B, T]
         return inputs[0] * real[:, None], *inputs[1:]
 
     @property
@@ -238,12 +254,15 @@ class SpeechEncoder(PublishesItsCode, PreTrainedModel):
     def _run_backbone(self, inputs: torch.Tensor, heard: torch.Tensor | None, options: dict[str, Any]) -> Any:
         if not self.family.leaking_convolutions:
             return self.backbone(inputs, attention_mask=heard, **options)
-        self._heard_lengths = None if heard is None else heard.sum(dim=-1)
+        self._tell_lengths(None if heard is None else heard.sum(dim=-1))
         outputs = self.backbone(inputs, attention_mask=heard, **options)
-        checkpoints = any(getattr(module, "gradient_checkpointing", False) for module in self.backbone.modules())
-        if not (self.training and checkpoints):  # or the backward pass runs the convolutions again
-            self._heard_lengths = None
+        self._tell_lengths(None)
         return outputs
+
+    def _tell_lengths(self, lengths: torch.Tensor | None) -> None:
+        for module in self.backbone.modules():
+            if "heard_lengths" in vars(module):
+                cast(Any, module).heard_lengths = lengths
 
     @property
     def _has_fixed_window(self) -> bool:

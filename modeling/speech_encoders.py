@@ -4,6 +4,7 @@ Shapes: `B` batch, `N` audio samples, `F` feature frames, `M` mel bins, `T` enco
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -106,6 +107,43 @@ def _with_span_masking(backbone_class: type[PreTrainedModel]) -> type[PreTrained
     return type(backbone_class.__name__, (_SpanMasking, backbone_class), names)
 
 
+class WholeArguments:
+    """Gives a checkpointed layer by its arguments all that it depends on, so that it can be computed again from them.
+
+    - The lengths that its convolutions hear: by the time of the backward pass, another batch may have been heard.
+    - By position what carries a gradient: PyTorch's older, reentrant checkpointing cuts the graph at these arguments
+      and at no others, and would go on through all layers before it, again for each layer.
+    """
+
+    heard_lengths: torch.Tensor | None  # [B]
+    by_position: tuple[str, ...]  # the arguments of forward, as far as these
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for name in self.by_position[len(args) :]:
+            args = (*args, kwargs.pop(name, None))
+        return cast(Any, super()).__call__(*args, heard_lengths=self.heard_lengths, **kwargs)
+
+    def forward(self, *args: Any, heard_lengths: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        for module in cast(nn.Module, self).modules():
+            if module is not self and "heard_lengths" in vars(module):
+                cast(Any, module).heard_lengths = heard_lengths
+        return cast(Any, super()).forward(*args, **kwargs)
+
+
+@functools.cache
+def layer_with_whole_arguments(layer_class: type[nn.Module], last: str | None) -> type[nn.Module]:
+    """A class of layers with the above. It keeps its name and place, which Transformers looks up.
+
+    Args:
+        layer_class: a `GradientCheckpointingLayer` of Transformers.
+        last: argument of its forward up to which all are given by position; None leaves them as they are.
+    """
+    names = {name: getattr(layer_class, name) for name in ("__module__", "__qualname__", "__doc__")}
+    arguments = list(inspect.signature(layer_class.forward).parameters)[1:]
+    names["by_position"] = () if last is None else tuple(arguments[: arguments.index(last) + 1])
+    return type(layer_class.__name__, (WholeArguments, layer_class), names)
+
+
 @dataclass(frozen=True)
 class SpeechEncoderFamily:
     """What this project must know about a family of speech encoders.
@@ -126,6 +164,8 @@ class SpeechEncoderFamily:
             integer, from which a compiled graph takes the shape of the mask.
         least_frames: how many frames the backbone needs, or name of the configuration's field that says so. Batch
             norm needs two, or a batch of one short clip would have no variance.
+        named_gradients: name of the argument through which the backbone's layers hand each other a tensor with a
+            gradient, and by which Transformers gives it to them. See `layer_with_whole_arguments`.
         leaking_convolutions: convolutions through which Transformers lets padding leak into real frames: pattern of
             their names, lengths of their input. The padding there is set to zero, as is what lies beyond the edge of
             a clip that stands alone.
@@ -146,6 +186,7 @@ class SpeechEncoderFamily:
     fixed_input_window: bool = False
     hidden_lengths: Callable[[PreTrainedModel, Any], Any] | None = None
     least_frames: int | str = 1
+    named_gradients: str | None = None
     leaking_convolutions: tuple[tuple[str, Lengths], ...] = ()
     unused: tuple[str, ...] = ()
     bypassed: tuple[str, ...] = ()
@@ -204,6 +245,7 @@ SPEECH_ENCODER_FAMILIES = (
         ("wavlm",),
         output_lengths=_lengths,
         hidden_lengths=_hidden_lengths,
+        named_gradients="position_bias",
         bypassed=("q_proj", "k_proj", "v_proj", "out_proj"),
     ),
     SpeechEncoderFamily(
@@ -224,7 +266,11 @@ SPEECH_ENCODER_FAMILIES = (
         ("hubert", "unispeech", "unispeech-sat"), output_lengths=_lengths, hidden_lengths=_hidden_lengths
     ),
     SpeechEncoderFamily(
-        ("sew", "sew-d"), output_lengths=_lengths, hidden_lengths=_hidden_lengths, least_frames="squeeze_factor"
+        ("sew", "sew-d"),
+        output_lengths=_lengths,
+        hidden_lengths=_hidden_lengths,
+        least_frames="squeeze_factor",
+        named_gradients="rel_embeddings",
     ),
     SpeechEncoderFamily(
         ("wav2vec2-bert",),
