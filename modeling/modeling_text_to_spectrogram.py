@@ -27,7 +27,15 @@ from transformers.utils.generic import ModelOutput
 
 from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
 from ..configuration.published_code import PublishesItsCode
-from .spectrogram_decoder import DecoderStates, DecodingState, Generators, Postnet, SpectrogramDecoder, new_cache
+from .spectrogram_decoder import (
+    DecoderStates,
+    DecodingState,
+    Generators,
+    MaskedBatchNorm,
+    Postnet,
+    SpectrogramDecoder,
+    new_cache,
+)
 from .spectrogram_generation import SpectrogramGenerationMixin
 from .spectrogram_losses import guided_attention, real_frames, spectrogram_l1, stop_cross_entropy
 from .speech_vocoders import build_vocoder, check_vocoder_agrees, load_vocoder
@@ -153,6 +161,8 @@ class TextToSpectrogramModel(SpectrogramGenerationMixin, PublishesItsCode, PreTr
         initialize_positions(module)
         if isinstance(module, nn.Conv1d):
             init.kaiming_normal_(module.weight)
+        elif isinstance(module, MaskedBatchNorm) and module.begins_silent:
+            init.zeros_(module.weight)
         elif isinstance(module, TextToSpectrogramModel) and module.default_speaker_embedding is not None:
             init.zeros_(module.default_speaker_embedding)
 

@@ -355,7 +355,16 @@ def new_cache(
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose statistics are those of real frames alone."""
+    """Batch normalisation whose statistics are those of real frames alone.
+
+    Args:
+        channels: C.
+        begins_silent: a new one gives zeros, until it has learned a scale.
+    """
+
+    def __init__(self, channels: int, begins_silent: bool = False):
+        super().__init__(channels)
+        self.begins_silent = begins_silent
 
     def forward(self, input: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Normalise.
@@ -396,7 +405,7 @@ class PostnetLayer(nn.Module):
         inputs = config.num_mel_bins if index == 0 else units
         outputs = config.num_mel_bins if is_last else units
         self.conv = nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-        self.batch_norm = MaskedBatchNorm(outputs)
+        self.batch_norm = MaskedBatchNorm(outputs, begins_silent=is_last)  # or a new postnet would add loud noise
         self.activation = nn.Identity() if is_last else nn.Tanh()
         self.dropout = nn.Dropout(config.speech_decoder_postnet_dropout)
 

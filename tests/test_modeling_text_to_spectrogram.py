@@ -473,6 +473,19 @@ def test_batch_normalisation_of_whole_batches_is_pytorch_s():
         close(ours.state_dict(), theirs.state_dict(), atol=1e-5)
 
 
+def test_a_new_postnet_adds_nothing_until_it_has_learned_what():
+    model, batch = TextToSpectrogramModel(tiny_tts_config(speaker_embedding_dim=0)).train(), tiny_tts_batch(ROWS)
+    output = model(**batch)
+    assert torch.equal(output.spectrogram, output.spectrogram_before_postnet)
+    optimizer = torch.optim.SGD(model.postnet.parameters(), 0.1)
+    for _ in range(2):
+        output = model(**batch)
+        output.loss.backward()
+        optimizer.step()
+    assert not torch.equal(output.spectrogram, output.spectrogram_before_postnet)
+    assert all(bool(parameter.grad.any()) for parameter in model.postnet.parameters())
+
+
 def test_the_postnet_sees_as_far_as_it_says():
     model, frames = repeatable_synthesizer(), torch.randn(1, 40, TTS_MELS)
     changed = frames.clone()
