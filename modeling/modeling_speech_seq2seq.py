@@ -34,6 +34,7 @@ from transformers.utils import logging
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
 from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
+from .language_prompts import LanguagePromptMixin
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
 from .score_fusion import ScoreFusionMixin
@@ -69,7 +70,9 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
     encoder_attention_mask: torch.Tensor | None = None
 
 
-class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, PreTrainedModel, GenerationMixin):
+class SpeechSeq2SeqModel(
+    PublishesItsCode, ScoreFusionMixin, LanguagePromptMixin, PreTrainedModel, GenerationMixin
+):
     """A speech encoder and a text decoder, joined by cross-attention.
 
     Build one from checkpoints with `from_encoder_decoder_pretrained`, or load a trained one, of this class or of
@@ -207,6 +210,10 @@ class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, PreTrainedModel, Ge
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             if (ids := getattr(self.generation_config, name, None)) is not None:
                 setattr(self.generation_config, name, [places[old] for old in ids if old in places])
+        for name in ("lang_to_id", "task_to_id"):
+            if (known := getattr(self.generation_config, name, None)) is not None:
+                kept_names = {key: places[old] for key, old in known.items() if old in places}
+                setattr(self.generation_config, name, kept_names)
         embeddings = self.resize_token_embeddings(len(kept))
         self.agree_on_token_ids()
         return embeddings
@@ -666,7 +673,7 @@ class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, PreTrainedModel, Ge
         log_probs = self.ctc_head(hidden_states.to(self.ctc_head.weight.dtype)).float().log_softmax(dim=-1)
         end = generation_config.eos_token_id
         scorer = CtcPrefixScorer(log_probs, None if mask is None else mask[::n_each], self.ctc_blank, end)
-        return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(self.config.decoder_prompt_token_ids))
+        return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(self._prompt(generation_config)[0]))
 
     def _prepare_generated_length(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
         of_checkpoint = generation_config.max_length == self.generation_config.max_length

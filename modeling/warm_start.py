@@ -70,6 +70,8 @@ def warm_start(model_class: Any, encoder: Any, decoder: Any = None, **kwargs: An
     config = SpeechSeq2SeqConfig(encoder=parts["encoder"].config, decoder=parts["decoder"].config, **options["fields"])
     hub = options["hub"]["decoder"]
     tokenizer = options["tokenizer"] if options["tokenizer"] is not None else _find_tokenizer(text_source, hub)
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     _settle_token_ids(config, tokenizer, options["token_ids"])
     generation = _find_generation_config(text_source, hub)
     if config.decoder_prompt_token_ids == []:
@@ -79,6 +81,8 @@ def warm_start(model_class: Any, encoder: Any, decoder: Any = None, **kwargs: An
     _note_new_modules(model, random_keys)
     kept = KEPT_OF_SPEECH_MODELS if text_source is encoder else KEPT_OF_TEXT_DECODERS
     _adopt_generation(model, generation, kept, options["generation"])
+    if tokenizer is not None:
+        model.learn_languages(tokenizer)
     return model.eval()
 
 
@@ -285,8 +289,8 @@ def _whisper_prompt(generation: GenerationConfig | None) -> list[int]:
         return [no_timestamps]
     language = getattr(generation, "language", None) or "<|en|>"
     logger.warning(
-        f"the model transcribes {language}: for another language set config.decoder_prompt_token_ids to the tokens "
-        "of its language, the task, and no timestamps"
+        f"the model transcribes {language}: for another language call model.set_language(…), or give generate() "
+        "language=…"
     )
     return [languages[language], tasks["transcribe"], no_timestamps]
 

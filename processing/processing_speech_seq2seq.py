@@ -23,6 +23,7 @@ from transformers.utils import logging
 from typing_extensions import Unpack
 
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
+from ..configuration.decoder_languages import language_prompt, language_tokens, task_tokens
 from ..configuration.published_code import PublishesItsCode
 from .audio_files import as_list_of_recordings, is_bare_waveform, load_audio, source_name
 from .hot_words import hot_word_ids
@@ -234,6 +235,23 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
                 raise ValueError(f"{len(body) + n_special} label tokens exceed max_length={max_length}: {text!r}")
             body = body[: max_length - n_special]
         return [*self.decoder_prompt_token_ids, *body, self.end_token_id]
+
+    def set_language(self, language: str | None = None, task: str | None = None) -> None:
+        """Change what labels begin with, and so what the model learns to write; it is saved with the processor.
+
+        The model must begin alike: `model.set_language` takes the same.
+
+        Args:
+            language: a token, a code (de, deu, de_DE) or an English name, for tokenizers of many languages.
+            task: "transcribe" or "translate", for Whisper's.
+
+        Raises:
+            ValueError: the language or the task is not known.
+        """
+        languages, tasks = language_tokens(self.tokenizer), task_tokens(self.tokenizer)
+        self.decoder_prompt_token_ids = language_prompt(
+            self.decoder_prompt_token_ids, languages, tasks, language, task
+        )
 
     def hot_word_ids(self, phrases: Any) -> Any:
         """Token ids of expected phrases, for `generate(hot_words=…)`; see `hot_words.hot_word_ids`.
