@@ -24,8 +24,9 @@ class LanguagePromptMixin(GenerationMixin):
         Args:
             tokenizer: of the decoder.
         """
-        config: Any = self.generation_config
-        config.lang_to_id, config.task_to_id = language_tokens(tokenizer), task_tokens(tokenizer)
+        for name, known in (("lang_to_id", language_tokens(tokenizer)), ("task_to_id", task_tokens(tokenizer))):
+            if known:
+                setattr(self.generation_config, name, known)
 
     def set_language(self, language: str | None = None, task: str | None = None) -> None:
         """Change what the decoder writes where nothing else is said, in training as in generation.

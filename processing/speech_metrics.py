@@ -11,28 +11,57 @@ import numpy as np
 from .processing_speech_seq2seq import IGNORED_LABEL, SpeechSeq2SeqProcessor
 from .text_normalization import Normalizer, get_normalizer
 from .transcription_errors import ErrorCounts, count_errors, pooled_errors
+from .translation_scores import bleu, chrf
+
+ERROR_RATES, TRANSLATION_SCORES = ("wer", "cer"), ("bleu", "chrf")
 
 
 def make_compute_metrics(
-    processor: SpeechSeq2SeqProcessor, normalizer: str | Normalizer | None = None
+    processor: SpeechSeq2SeqProcessor,
+    normalizer: str | Normalizer | None = None,
+    metrics: Sequence[str] = ERROR_RATES,
 ) -> Callable[[Any], dict[str, float]]:
     """The `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate=True`.
 
     Args:
         processor: decodes predictions and labels, without special tokens.
-        normalizer: applied to both before counting: "basic" (None), "english", "none" or a function.
+        normalizer: applied to both before errors are counted: "basic" (None), "english", "none" or a function.
+        metrics: what to measure: "wer" and "cer" for transcripts, "bleu" and "chrf" for translations.
 
     Returns:
-        A function from `EvalPrediction` to `{"wer", "cer"}`, as fractions pooled over the evaluation set.
+        A function from `EvalPrediction` to these metrics: error rates as fractions pooled over the evaluation set;
+        BLEU and chrF from 0 to 100, of the texts as they are.
+
+    Raises:
+        ValueError: a metric is unknown.
+        ImportError: BLEU or chrF is asked for, and sacrebleu is not installed.
     """
     normalize = get_normalizer(normalizer)
+    if unknown := [metric for metric in metrics if metric not in (*ERROR_RATES, *TRANSLATION_SCORES)]:
+        raise ValueError(f"metrics are some of {', '.join((*ERROR_RATES, *TRANSLATION_SCORES))}, not {unknown[0]!r}")
+    if set(metrics) & set(TRANSLATION_SCORES):
+        bleu([""], [""])  # what is missing is told now, not at the end of an epoch
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
-        hypotheses = [normalize(text) for text in decode_token_ids(processor, prediction.predictions)]
-        references = [normalize(text) for text in decode_token_ids(processor, prediction.label_ids)]
-        return error_rates(references, hypotheses)
+        hypotheses = decode_token_ids(processor, prediction.predictions)
+        references = decode_token_ids(processor, prediction.label_ids)
+        found = {}
+        if set(metrics) & set(ERROR_RATES):
+            found |= error_rates([*map(normalize, references)], [*map(normalize, hypotheses)])
+        if set(metrics) & set(TRANSLATION_SCORES):
+            found |= translation_scores(references, hypotheses)
+        return {metric: found[metric] for metric in metrics}
 
     return compute_metrics
+
+
+def translation_scores(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
+    """`{"bleu", "chrf"}`: both from 0 to 100, over all texts together.
+
+    Raises:
+        ImportError: sacrebleu is not installed.
+    """
+    return {"bleu": bleu(references, hypotheses), "chrf": chrf(references, hypotheses)}
 
 
 def decode_token_ids(processor: SpeechSeq2SeqProcessor, token_ids: Any) -> list[str]:

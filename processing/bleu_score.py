@@ -1,0 +1,43 @@
+"""BLEU as an `evaluate` metric that needs no hub: `evaluate.load(path of this file)`, or the class."""
+
+from typing import Any
+
+import datasets
+import evaluate
+
+from .translation_scores import bleu
+
+DESCRIPTION = """\
+BLEU (Papineni et al. 2002) of a corpus of translations, as sacrebleu computes it (Post 2018): n-grams of up to four
+words in common with the reference, geometric mean of their precisions, times a penalty for brevity. From 0 to 100,
+which is perfect.
+"""
+
+KWARGS_DESCRIPTION = """
+Args:
+    predictions: translations, one string each.
+    references: what they should be: one string for each, or a list of several that are right.
+
+Returns:
+    BLEU, from 0 to 100.
+"""
+
+
+class BleuScore(evaluate.Metric):
+    """BLEU of a corpus; `compute(predictions=[...], references=[...])` returns it, from 0 to 100."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation="",
+            inputs_description=KWARGS_DESCRIPTION,
+            features=[  # pyright: ignore[reportArgumentType]
+                datasets.Features({"predictions": text, "references": text}),
+                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
+            ],
+            reference_urls=["https://github.com/mjpost/sacrebleu"],
+        )
+
+    def _compute(self, predictions: list[str], references: list[str] | list[list[str]], **kwargs: Any) -> float:
+        return bleu(references, predictions)
