@@ -7,7 +7,9 @@ so the probability that it gives to a beginning of the transcript tells such mis
 Shapes: `B` utterances, `N` hypotheses (`B` times the beams), `T` frames, `V` tokens.
 """
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor
@@ -25,74 +27,118 @@ class CtcPrefixState:
         ends_in_blank: [N, T + 1], those that end in a blank.
         last_token: [N], -1 where nothing was said yet.
         log_prefix: [N], log probability that the transcript begins with the hypothesis.
+        utterance: [N], which one it is heard in.
     """
 
     ends_in_token: torch.Tensor
     ends_in_blank: torch.Tensor
     last_token: torch.Tensor
     log_prefix: torch.Tensor
+    utterance: torch.Tensor
 
     def rows(self, index: torch.Tensor) -> "CtcPrefixState":
         """The state of some hypotheses [M]."""
         return CtcPrefixState(*(value[index] for value in vars(self).values()))
 
+    def replaced(self, index: torch.Tensor, rows: "CtcPrefixState") -> "CtcPrefixState":
+        """The state with others in place of some hypotheses [M]."""
+        pairs = zip(vars(self).values(), vars(rows).values(), strict=True)
+        return CtcPrefixState(*(value.index_copy(0, index, new) for value, new in pairs))
+
 
 class CtcPrefixScorer:
-    """Log probabilities that a transcript begins with a hypothesis, for all its extensions by one token at once.
+    """Log probabilities that a transcript begins with a hypothesis, for its extensions by one token.
 
     Args:
-        log_probs: [B, T, V], of the CTC head.
+        logits: [B, T, V], of the CTC head, or log probabilities. They are read token by token: fastest where the
+            memory holds them as [B, V, T].
         frame_mask: boolean [B, T], True where a frame is real; None where all are.
         blank: id of the blank.
-        end: id of the token that ends a transcript, or the ids of several.
+        end: id of the token that ends a transcript, or the ids of several; none in a vocabulary without such tokens.
     """
 
-    def __init__(self, log_probs: torch.Tensor, frame_mask: torch.Tensor | None, blank: int, end: int | list[int]):
-        log_probs = log_probs.float().clamp(min=LOG_ZERO)
-        if frame_mask is not None:  # behind the end only blanks follow, certainly: they change nothing
-            log_probs = log_probs.masked_fill(~frame_mask[..., None], LOG_ZERO)
-            log_probs[..., blank] = log_probs[..., blank].masked_fill(~frame_mask, 0.0)
-        self.log_probs = log_probs
-        self.probs = log_probs.exp()
+    def __init__(self, logits: torch.Tensor, frame_mask: torch.Tensor | None, blank: int, end: int | list[int]):
+        self.logits = logits.float().transpose(1, 2).contiguous()  # [B, V, T]
+        # One utterance after the other: of 30,000 tokens and 10 s, each takes 60 MB beside the logits.
+        self.log_totals = torch.stack([of_utterance.logsumexp(dim=0) for of_utterance in self.logits])  # [B, T]
+        self.frame_mask = frame_mask
         self.blank, self.ends = blank, end if isinstance(end, list) else [end]
+        self.n_utterances, self.n_tokens = self.logits.shape[:2]
         # Differences of sums over a thousand frames need more than single precision, where there is more.
-        self.dtype = torch.float32 if log_probs.device.type == "mps" else torch.float64
-        self.blank_sums = _sums(log_probs[..., blank].to(self.dtype))  # [B, T + 1]
+        self.dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+        utterances = torch.arange(self.n_utterances, device=logits.device)
+        self.blank_sums = _sums(self._of_tokens(utterances, torch.full_like(utterances, blank)))  # [B, T + 1]
+
+    def _of_tokens(self, utterances: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Log probabilities of one token each, in the utterances [...]: [..., T]."""
+        log_probs = (self.logits[utterances, tokens] - self.log_totals[utterances]).clamp(min=LOG_ZERO)
+        if self.frame_mask is not None:  # behind the end only blanks follow, certainly: they change nothing
+            behind = LOG_ZERO * (tokens != self.blank)
+            log_probs = torch.where(self.frame_mask[utterances], log_probs, behind[..., None])
+        return log_probs.to(self.dtype)
+
+    @functools.cached_property
+    def _probs(self) -> torch.Tensor:
+        """[B, V, T], where every token is asked for."""
+        probs = (self.logits - self.log_totals[:, None]).exp()
+        if self.frame_mask is not None:
+            probs = probs * self.frame_mask[:, None]
+        return probs
 
     def start(self, n_each: int = 1) -> CtcPrefixState:
         """The state of `n_each` hypotheses for each utterance that have said nothing yet."""
-        blanks = self.blank_sums.repeat_interleave(n_each, dim=0)
+        utterances = torch.arange(self.n_utterances, device=self.logits.device).repeat_interleave(n_each)
+        blanks = self.blank_sums[utterances]
         return CtcPrefixState(
             ends_in_token=torch.full_like(blanks, IMPOSSIBLE),
             ends_in_blank=blanks,
-            last_token=torch.full((len(blanks),), -1, device=blanks.device),
+            last_token=torch.full_like(utterances, -1),
             log_prefix=torch.zeros_like(blanks[:, 0]),
+            utterance=utterances,
         )
 
-    def score(self, state: CtcPrefixState) -> torch.Tensor:
+    def whole(self, state: CtcPrefixState) -> torch.Tensor:
+        """Log probability [N] that each hypothesis is the whole transcript."""
+        return torch.logaddexp(state.ends_in_token[:, -1], state.ends_in_blank[:, -1])
+
+    def score(self, state: CtcPrefixState, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """Log probability that the transcript begins with each hypothesis and one more token.
 
+        Args:
+            state: of the hypotheses. For all tokens, as many for each utterance, in order.
+            tokens: [N, K], candidates; None for all of the vocabulary.
+
         Returns:
-            [N, V]; for the end token, that the transcript is the hypothesis; for the blank, `IMPOSSIBLE`.
+            [N, K] or [N, V]; for the end token, that the transcript is the hypothesis; for the blank, `IMPOSSIBLE`.
         """
-        n_each = len(state.last_token) // len(self.probs)
-        ended = torch.logaddexp(state.ends_in_token, state.ends_in_blank)  # [N, T + 1]
-        scores = self._sum_over_frames(ended[:, :-1], n_each)  # [N, V]
+        ended = torch.logaddexp(state.ends_in_token, state.ends_in_blank)[:, :-1]  # [N, T]
         # A token can repeat the one before it only behind a blank.
-        again = self._sum_over_frames_of_one(state.ends_in_blank[:, :-1], state.last_token.clamp(min=0))  # [N]
-        repeats = torch.nn.functional.one_hot(state.last_token.clamp(min=0), scores.shape[-1]).bool()
-        repeats &= (state.last_token >= 0)[:, None]
-        scores = torch.where(repeats, again[:, None], scores)
-        scores[:, self.blank] = IMPOSSIBLE
-        scores[:, self.ends] = ended[:, -1:]
-        return scores
+        after_blank = state.ends_in_blank[:, :-1]
+        if tokens is None:
+            scores = self._sum_over_frames(ended)  # [N, V]
+            last = state.last_token.clamp(min=0)[:, None]
+            again = self._sum_over_frames_of(after_blank, state.utterance, last)  # [N, 1]
+            again = torch.where(state.last_token[:, None] >= 0, again, scores.gather(1, last))
+            scores = scores.scatter(1, last, again)
+            scores[:, self.blank] = IMPOSSIBLE
+            scores[:, self.ends] = self.whole(state)[:, None]
+            return scores
+        repeats = (tokens == state.last_token[:, None])[..., None]  # [N, K, 1]
+        before = torch.where(repeats, after_blank[:, None], ended[:, None])  # [N, K, T]
+        scores = self._sum_over_frames_of(before, state.utterance, tokens)
+        scores = scores.masked_fill(tokens == self.blank, IMPOSSIBLE)
+        is_end = torch.isin(tokens, torch.tensor(self.ends, dtype=tokens.dtype, device=tokens.device))
+        return torch.where(is_end, self.whole(state)[:, None], scores)
+
+    @property
+    def never(self) -> list[int]:
+        """Ids of tokens that no transcript holds."""
+        return [self.blank]
 
     def extend(self, state: CtcPrefixState, tokens: torch.Tensor) -> CtcPrefixState:
         """The hypotheses [N], each with one more token [N]."""
-        n_each = len(tokens) // len(self.probs)
-        utterances = torch.arange(len(self.probs), device=tokens.device).repeat_interleave(n_each)
-        of_token = self.log_probs[utterances, :, tokens].to(self.dtype)  # [N, T]
-        blanks = self.blank_sums[utterances]  # [N, T + 1]
+        of_token = self._of_tokens(state.utterance, tokens)  # [N, T]
+        blanks = self.blank_sums[state.utterance]  # [N, T + 1]
         ended = torch.logaddexp(state.ends_in_token, state.ends_in_blank)
         before = torch.where((tokens == state.last_token)[:, None], state.ends_in_blank, ended)[:, :-1]  # [N, T]
         sums = _sums(of_token)
@@ -104,20 +150,23 @@ class CtcPrefixScorer:
             ends_in_blank=torch.nn.functional.pad(rested, [1, 0], value=IMPOSSIBLE),
             last_token=tokens,
             log_prefix=torch.logsumexp(before + of_token, dim=-1),
+            utterance=state.utterance,
         )
 
-    def _sum_over_frames(self, log_before: torch.Tensor, n_each: int) -> torch.Tensor:
+    def _sum_over_frames(self, log_before: torch.Tensor) -> torch.Tensor:
         """Of every token, the log of the sum over t of `before[t] * probability[t]`: [N, T] to [N, V]."""
         largest = log_before.amax(dim=-1, keepdim=True)
-        before = (log_before - largest).exp().float().unflatten(0, (-1, n_each))  # [B, n_each, T]
-        total = torch.bmm(before, self.probs).flatten(0, 1)  # [N, V]
+        before = (log_before - largest).exp().float().unflatten(0, (self.n_utterances, -1))  # [B, N / B, T]
+        total = torch.bmm(before, self._probs.transpose(1, 2)).flatten(0, 1)  # [N, V]
         return (total.clamp(min=torch.finfo(total.dtype).tiny).log() + largest).clamp(min=IMPOSSIBLE)
 
-    def _sum_over_frames_of_one(self, log_before: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """The same for one token of each hypothesis: [N, T], [N] to [N]."""
-        utterances = torch.arange(len(self.probs), device=tokens.device)
-        utterances = utterances.repeat_interleave(len(tokens) // len(self.probs))
-        return torch.logsumexp(log_before + self.log_probs[utterances, :, tokens], dim=-1).clamp(min=IMPOSSIBLE)
+    def _sum_over_frames_of(
+        self, log_before: torch.Tensor, utterances: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """The same for some tokens of each hypothesis: [N, T] or [N, K, T], [N], [N, K] to [N, K]."""
+        log_before = log_before if log_before.dim() == 3 else log_before[:, None]
+        of_tokens = self._of_tokens(utterances[:, None].expand_as(tokens), tokens)  # [N, K, T]
+        return torch.logsumexp(log_before + of_tokens, dim=-1).clamp(min=IMPOSSIBLE)
 
 
 def _sums(log_probs: torch.Tensor) -> torch.Tensor:
@@ -129,42 +178,61 @@ class CtcPrefixLogitsProcessor(LogitsProcessor):
     """Mixes the decoder's scores with those of the CTC head: `(1 - weight) * decoder + weight * CTC`, per token.
 
     Args:
-        scorer: of the utterances that are decoded.
+        scorer: of the utterances that are decoded: `CtcPrefixScorer`, or `SpelledPrefixScorer`.
         weight: share of the CTC score, between 0 and 1.
         prompt_length: tokens before the transcript, the start token included.
+        candidates: how many of the decoder's best tokens the CTC head scores for each hypothesis. Any other is taken
+            to score as the worst of these, which ranks it behind all of them. None scores all.
 
     Raises:
-        ValueError: the weight is outside its range.
+        ValueError: the weight is outside its range, or there are no candidates.
     """
 
-    def __init__(self, scorer: CtcPrefixScorer, weight: float, prompt_length: int):
+    def __init__(self, scorer: Any, weight: float, prompt_length: int, candidates: int | None = None):
         if not 0 <= weight <= 1:
             raise ValueError(f"ctc_weight is a share between 0 and 1, got {weight}")
+        if candidates is not None and candidates < 1:
+            raise ValueError(f"ctc_candidates must be at least 1, got {candidates}")
         self.scorer, self.weight, self.prompt_length = scorer, weight, prompt_length
-        self._state: CtcPrefixState | None = None
+        self.candidates = scorer.n_tokens if candidates is None else min(candidates, scorer.n_tokens)
+        self._state: Any = None
         self._said: torch.Tensor | None = None  # [N, S], the hypotheses of the state
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Ids [N, S] and the decoder's scores [N, V] to mixed log probabilities [N, V]."""
         said = input_ids[:, self.prompt_length :]
         state = self._follow(said)
-        ctc = (self.scorer.score(state) - state.log_prefix[:, None]).to(scores.dtype).clamp(min=IMPOSSIBLE)
         decoder = scores.log_softmax(dim=-1)
+        everything = self.candidates == self.scorer.n_tokens
+        ctc = self.scorer.score(state) if everything else self._score_best(state, decoder)
+        ctc = (ctc - state.log_prefix[:, None]).to(scores.dtype).clamp(min=IMPOSSIBLE)
         self._state, self._said = state, said
         return (1 - self.weight) * decoder + self.weight * ctc
 
-    def _follow(self, said: torch.Tensor) -> CtcPrefixState:
+    def _score_best(self, state: Any, decoder: torch.Tensor) -> torch.Tensor:
+        """Scores [N, V], worked out for the decoder's best tokens and the end of the transcript."""
+        tokens = decoder.topk(self.candidates, dim=-1).indices  # [N, K]
+        scores = self.scorer.score(state, tokens)
+        possible = scores > IMPOSSIBLE
+        worst = scores.masked_fill(~possible, float("inf")).amin(dim=-1, keepdim=True)
+        worst = torch.where(possible.any(dim=-1, keepdim=True), worst, IMPOSSIBLE)
+        everywhere = worst.expand(-1, decoder.shape[-1]).scatter(1, tokens, scores)
+        everywhere[:, self.scorer.never] = IMPOSSIBLE
+        everywhere[:, self.scorer.ends] = self.scorer.whole(state)[:, None]
+        return everywhere
+
+    def _follow(self, said: torch.Tensor) -> Any:
         """The state of hypotheses that extend those of the last call, in whatever order a search left them."""
         before = self._said
+        n_each = len(said) // self.scorer.n_utterances
         if self._state is not None and before is not None and before.shape[1] + 1 == said.shape[1]:
-            n_each = len(said) // len(self.scorer.probs)
             old, new = before.unflatten(0, (-1, n_each)), said[:, :-1].unflatten(0, (-1, n_each))
             same = (new[:, :, None] == old[:, None]).all(dim=-1)  # [B, new, old]
             if bool(same.any(dim=-1).all()):
                 parents = same.int().argmax(dim=-1)  # [B, new]
                 parents = parents + n_each * torch.arange(len(parents), device=said.device)[:, None]
                 return self.scorer.extend(self._state.rows(parents.flatten()), said[:, -1])
-        state = self.scorer.start(len(said) // len(self.scorer.probs))
+        state = self.scorer.start(n_each)
         for tokens in said.unbind(dim=1):
             state = self.scorer.extend(state, tokens)
         return state

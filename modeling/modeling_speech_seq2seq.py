@@ -34,6 +34,7 @@ from transformers.utils import logging
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
 from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
+from .ctc_spelling import SpelledPrefixScorer, TokenSpelling, token_spelling
 from .language_prompts import LanguagePromptMixin
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
@@ -50,6 +51,7 @@ NATIVE_KEYS = {
     r"^enc_to_dec_proj\.": "encoder.projection.",
 }
 TOKEN_IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+LEAST_CTC_CANDIDATES = 20  # tokens
 DEFAULT_MAX_LENGTH = 448  # tokens, Whisper's; decoders with fewer positions take those
 
 
@@ -70,9 +72,7 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
     encoder_attention_mask: torch.Tensor | None = None
 
 
-class SpeechSeq2SeqModel(
-    PublishesItsCode, ScoreFusionMixin, LanguagePromptMixin, PreTrainedModel, GenerationMixin
-):
+class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, LanguagePromptMixin, PreTrainedModel, GenerationMixin):
     """A speech encoder and a text decoder, joined by cross-attention.
 
     Build one from checkpoints with `from_encoder_decoder_pretrained`, or load a trained one, of this class or of
@@ -125,6 +125,8 @@ class SpeechSeq2SeqModel(
         self.post_init()
         self._no_split_modules = self._block_names()
         self._agreed_token_ids: dict[str, Any] = {}
+        self._tokenizer: Any = None
+        self._known_spelling: TokenSpelling | None = None  # by that tokenizer
         self._adopt_generation_defaults()
 
     def _block_names(self) -> set[str]:
@@ -168,6 +170,7 @@ class SpeechSeq2SeqModel(
         embeddings = self.decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         self.config.vocab_size = embeddings.num_embeddings
+        self._tokenizer = self._known_spelling = None
         if self.ctc_head is not None and self.config.ctc_vocab_size is None:
             self.ctc_head = self._get_resized_lm_head(self.ctc_head, embeddings.num_embeddings)
         return embeddings
@@ -595,9 +598,9 @@ class SpeechSeq2SeqModel(
     def _prepare_generation_config(self, generation_config: GenerationConfig | None, **kwargs: Any) -> Any:
         self.agree_on_token_ids()
         self._require_token_id("decoder_start_token_id")
-        if not hasattr(self.generation_config, "ctc_weight"):
-            # The share of the CTC head's score: generate() takes what is there.
-            cast(Any, self.generation_config).ctc_weight = 0.0
+        for name, default in (("ctc_weight", 0.0), ("ctc_candidates", None)):  # generate() takes what is there
+            if not hasattr(self.generation_config, name):
+                setattr(self.generation_config, name, default)
         return cast(Any, super())._prepare_generation_config(generation_config, **kwargs)
 
     def _prepare_cache_for_generation(
@@ -662,18 +665,56 @@ class SpeechSeq2SeqModel(
             raise ValueError(
                 f"ctc_weight={weight}: the model has no CTC head; train it with config.ctc_weight above 0"
             )
-        if self.config.ctc_vocab_size is not None:
-            raise ValueError(
-                f"ctc_weight={weight}: the CTC head has a vocabulary of its own and cannot score the decoder's tokens"
-            )
+        spelling = self._spelling(weight) if self.config.ctc_vocab_size is not None else None
         encoded = model_kwargs["encoder_outputs"]
         # The rows of an utterance's hypotheses are copies of each other.
         n_each = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         hidden_states, mask = encoded.last_hidden_state[::n_each], encoded.attention_mask
-        log_probs = self.ctc_head(hidden_states.to(self.ctc_head.weight.dtype)).float().log_softmax(dim=-1)
-        end = generation_config.eos_token_id
-        scorer = CtcPrefixScorer(log_probs, None if mask is None else mask[::n_each], self.ctc_blank, end)
-        return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(self._prompt(generation_config)[0]))
+        logits = self.ctc_head(hidden_states.to(self.ctc_head.weight.dtype))  # [B, T, C]
+        end, mask = generation_config.eos_token_id, None if mask is None else mask[::n_each]
+        if spelling is None:
+            scorer: Any = CtcPrefixScorer(logits, mask, self.ctc_blank, cast(Any, end))
+        else:
+            scorer = SpelledPrefixScorer(CtcPrefixScorer(logits, mask, self.ctc_blank, []), spelling, cast(Any, end))
+        candidates = cast(Any, generation_config).ctc_candidates
+        if candidates is None:
+            candidates = max(LEAST_CTC_CANDIDATES, 2 * (generation_config.num_beams or 1))
+        prompt = self._prompt(generation_config)[0]
+        return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(prompt), candidates)
+
+    def _spelling(self, weight: float) -> TokenSpelling:
+        if self.config.ctc_characters is None:
+            raise ValueError(
+                f"ctc_weight={weight}: the CTC head has a vocabulary of its own without config.ctc_characters, so "
+                "nobody knows what it spells and it cannot score the decoder's tokens"
+            )
+        if self._tokenizer is None:
+            raise ValueError(
+                f"ctc_weight={weight}: the CTC head tells characters apart, so generate() needs to know what the "
+                "decoder's tokens spell: give it tokenizer=processor.tokenizer"
+            )
+        if self._known_spelling is None:
+            self._known_spelling = token_spelling(self._tokenizer, self.config.ctc_characters, self.config.vocab_size)
+        return self._known_spelling
+
+    def generate(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> Any:
+        """As in Transformers, with a CTC head, expected phrases and language models; see `ScoreFusionMixin.generate`.
+
+        Args:
+            args: see `ScoreFusionMixin.generate`.
+            tokenizer: of the decoder. Joint decoding (`ctc_weight`) with a CTC head that tells characters apart asks
+                it what tokens spell; it is remembered until another is given.
+            kwargs: see `ScoreFusionMixin.generate`. `ctc_weight` is the share of the CTC head's score, and
+                `ctc_candidates` how many of the decoder's best tokens it scores for each hypothesis: by default twice
+                the beams, at least `LEAST_CTC_CANDIDATES`.
+        """
+        if tokenizer is not None and tokenizer is not self._tokenizer:
+            self._tokenizer, self._known_spelling = tokenizer, None
+        return super().generate(*args, tokenizer=tokenizer, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """As in Transformers, which hands the tokenizer of `generate` on to the model here."""
+        return cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
 
     def _prepare_generated_length(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
         of_checkpoint = generation_config.max_length == self.generation_config.max_length

@@ -202,9 +202,9 @@ def test_what_cannot_be_scored_is_refused(model):
         model.generate(**inputs, max_new_tokens=2, ctc_weight=1.5)
     with pytest.raises(ValueError, match="the model has no CTC head"):
         tiny_model().generate(**inputs, max_new_tokens=2, ctc_weight=0.3)
-    spelling = tiny_model(ctc_weight=0.3, ctc_vocab_size=9)
+    unnamed = tiny_model(ctc_weight=0.3, ctc_vocab_size=9)
     with pytest.raises(ValueError, match="vocabulary of its own"):
-        spelling.generate(**inputs, max_new_tokens=2, ctc_weight=0.3)
+        unnamed.generate(**inputs, max_new_tokens=2, ctc_weight=0.3)
 
 
 def test_the_weight_can_be_kept_in_the_checkpoint(model, tmp_path):
