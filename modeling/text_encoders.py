@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import MT5EncoderModel, PreTrainedConfig, PreTrainedModel, T5EncoderModel, UMT5EncoderModel
+from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from transformers.utils.generic import ModelOutput
@@ -60,6 +61,10 @@ class SpeechT5TextEncoderLayer(GradientCheckpointingLayer):
         return self.final_layer_norm(hidden_states + self.feed_forward(hidden_states)), weights
 
 
+class TextEmbedding(nn.Embedding):
+    """Of the tokens that positions are added to: new ones are as loud as those, or text would drown in places."""
+
+
 class SpeechT5TextEncoder(nn.Module):
     """SpeechT5's encoder with its prenet for text."""
 
@@ -67,7 +72,7 @@ class SpeechT5TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         width, reach = config.hidden_size, config.encoder_max_relative_position
-        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        self.embed_tokens = TextEmbedding(config.vocab_size, width, config.pad_token_id)
         self.encode_positions = ScaledPositions(config.max_text_positions, width, config.positional_dropout)
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -209,6 +214,10 @@ class TextEncoder(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         initialize_positions(module)
+        if isinstance(module, TextEmbedding):
+            init.normal_(module.weight)
+            if module.padding_idx is not None and not getattr(module.weight, "_is_hf_initialized", False):
+                init.zeros_(module.weight[module.padding_idx])
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings."""

@@ -473,6 +473,15 @@ def test_batch_normalisation_of_whole_batches_is_pytorch_s():
         close(ours.state_dict(), theirs.state_dict(), atol=1e-5)
 
 
+def test_the_tokens_of_a_new_model_are_heard_beside_their_positions():
+    """With SpeechT5's small weights positions are ten times as loud, and a new model does not learn to read."""
+    model = TextToSpectrogramModel(tiny_tts_config(hidden_size=64))
+    encoder = model.encoder.backbone
+    tokens, places = encoder.embed_tokens.weight, encoder.encode_positions.table[:20]
+    assert tokens[3:].std() > places.std() and not tokens[1].any(), "padding stays silent"
+    assert tokens[3:].std() < 3 * places.std()
+
+
 def test_a_new_postnet_adds_nothing_until_it_has_learned_what():
     model, batch = TextToSpectrogramModel(tiny_tts_config(speaker_embedding_dim=0)).train(), tiny_tts_batch(ROWS)
     output = model(**batch)
