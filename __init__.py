@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .modeling.alignment_diagnostics import SpeechAlignment, WordTiming
     from .modeling.ctc_decoding import CtcHypothesis
     from .modeling.language_model_fusion import CausalLanguageModel
+    from .modeling.live_transcription import LiveTranscription, PartialTranscript
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
     from .modeling.modeling_speech_encoder_classification import (
         SpeechEncoderForAudioClassification,
@@ -70,9 +71,11 @@ PUBLIC_NAMES = {
     "CtcHypothesis": "modeling.ctc_decoding",
     "DatasetError": "processing.speech_datasets",
     "GriffinLimVocoder": "modeling.speech_vocoders",
+    "LiveTranscription": "modeling.live_transcription",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
     "MelSettings": "processing.mel_spectrograms",
     "NgramLanguageModel": "modeling.ngram_language_model",
+    "PartialTranscript": "modeling.live_transcription",
     "SpeakerError": "processing.speaker_embeddings",
     "SpectrogramClips": "processing.spectrogram_datasets",
     "SpectrogramGenerationConfig": "modeling.spectrogram_generation_config",

@@ -42,13 +42,13 @@ class LanguagePromptMixin(GenerationMixin):
             ValueError: the language or the task is not known.
         """
         config = cast(Any, self).config
-        start, prompt = self._start_and_prompt(language, task)
+        start, prompt = self.start_and_prompt(language, task)
         config.decoder_prompt_token_ids = prompt
         if start != config.decoder_start_token_id:
             config.decoder_start_token_id = start
             cast(Any, self.generation_config).decoder_start_token_id = start
 
-    def _start_and_prompt(self, language: str | None, task: str | None) -> tuple[int, list[int]]:
+    def start_and_prompt(self, language: str | None, task: str | None) -> tuple[int, list[int]]:
         """The start token and the tokens behind it; mBART of 25 languages starts with the language itself."""
         config, known = cast(Any, self).config, cast(Any, self.generation_config)
         languages, tasks = getattr(known, "lang_to_id", None) or {}, getattr(known, "task_to_id", None) or {}
@@ -77,7 +77,7 @@ class LanguagePromptMixin(GenerationMixin):
             task = getattr(prepared, "task", None)
         if language is not None or task is not None:
             each = [language] if language is None or isinstance(language, str) else list(language)
-            starts, prompts = zip(*(self._start_and_prompt(one, task) for one in each), strict=True)
+            starts, prompts = zip(*(self.start_and_prompt(one, task) for one in each), strict=True)
             prepared.language_prompts = [list(prompt) for prompt in prompts]
             prepared.decoder_start_token_id = starts[0] if len(each) == 1 else list(starts)
         return prepared, model_kwargs

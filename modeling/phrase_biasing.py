@@ -59,6 +59,8 @@ class PhraseTrie:
         for tokens, weight in phrases.items():
             self._add(tokens, weight)
         self.longest = max(self.depth)
+        said = {token for children in self.children for token in children}
+        self.lowest_token, self.highest_token = min(said, default=0), max(said, default=0)
         self._link()
         self._moves: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -177,7 +179,7 @@ class PhraseBiasLogitsProcessor(LogitsProcessor):
         """Ids [N, S] and scores [N, V] to scores [N, V]."""
         if self.prompt_length is None:
             self.prompt_length = input_ids.shape[1]
-            self._check_vocabulary(scores.shape[-1])
+        self._check_vocabulary(scores.shape[-1])
         said = [tuple(row) for row in input_ids[:, self.prompt_length :].tolist()]
         states = {row: self._follow(row) for row in said}
         self._states = {(): self.trie.start(), **states}
@@ -201,9 +203,9 @@ class PhraseBiasLogitsProcessor(LogitsProcessor):
         return state
 
     def _check_vocabulary(self, size: int) -> None:
-        wrong = [token for children in self.trie.children for token in children if not 0 <= token < size]
-        if wrong:
-            raise ValueError(f"token {wrong[0]} of a phrase is not in the vocabulary of {size}")
+        for token in (self.trie.lowest_token, self.trie.highest_token):
+            if not 0 <= token < size:
+                raise ValueError(f"token {token} of a phrase is not in the vocabulary of {size}")
 
 
 def _with_weights(phrases: Phrases, weight: float) -> dict[tuple[int, ...], float]:

@@ -70,6 +70,18 @@ class ScoreFusionMixin(GenerationMixin):
         generate = cast(Any, super()).generate
         return generate(inputs, generation_config, processors or None, *args, **kwargs)
 
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, logits_processor: Any = None, **kwargs: Any
+    ) -> Any:
+        """As in Transformers; here it is known where the prompt ends and a transcript, which may be given, begins."""
+        ours = PhraseBiasLogitsProcessor | LanguageModelLogitsProcessor
+        for processor in logits_processor or ():
+            if isinstance(processor, ours) and processor.prompt_length is None:
+                processor.prompt_length = 1 + len(cast(Any, self)._prompt(generation_config)[0])
+        return cast(Any, super())._get_logits_processor(
+            generation_config, *args, logits_processor=logits_processor, **kwargs
+        )
+
     def _scorer(self, language_model: Any, generation_config: GenerationConfig | None) -> NextTokenScorer:
         if not isinstance(language_model, nn.Module):
             return language_model

@@ -34,7 +34,7 @@ def papineni(references: list[str], hypotheses: list[str]) -> float:
 
 
 def popovic(references: list[str], hypotheses: list[str]) -> float:
-    """chrF2 by its definition: character n-grams up to six without spaces; precision and recall are means over them."""
+    """chrF2 by its definition: precision and recall are means over character n-grams up to six, without spaces."""
     precision, recall = 0.0, 0.0
     for n in range(1, 7):
         matched, there, wanted = 0, 0, 0
