@@ -36,6 +36,7 @@ from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, u
 from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
 from .ctc_spelling import SpelledPrefixScorer, TokenSpelling, token_spelling
 from .language_prompts import LanguagePromptMixin
+from .long_audio import TranscribesAudio
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
 from .score_fusion import ScoreFusionMixin
@@ -72,7 +73,9 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
     encoder_attention_mask: torch.Tensor | None = None
 
 
-class SpeechSeq2SeqModel(PublishesItsCode, ScoreFusionMixin, LanguagePromptMixin, PreTrainedModel, GenerationMixin):
+class SpeechSeq2SeqModel(
+    PublishesItsCode, TranscribesAudio, ScoreFusionMixin, LanguagePromptMixin, PreTrainedModel, GenerationMixin
+):
     """A speech encoder and a text decoder, joined by cross-attention.
 
     Build one from checkpoints with `from_encoder_decoder_pretrained`, or load a trained one, of this class or of

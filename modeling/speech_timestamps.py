@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from .attention_alignment import align_attention
+from .confidence_calibration import calibrated
 from .ctc_alignment import align_ctc
 from .sequence_losses import IGNORED_LABEL
 
@@ -181,7 +182,7 @@ def time_words(
     encoded: Any,
     sequences: torch.Tensor,
     durations_s: Sequence[float],
-    method: str = "auto",
+    method: str | None = "auto",
     with_characters: bool = False,
     temperature: float = 1.0,
 ) -> list[tuple[str, list[TimedWord], ScoredText]]:
@@ -195,14 +196,15 @@ def time_words(
         encoded: output of `model.get_encoder()`, a row for each text.
         sequences: [B, S], with start token and prompt as `generate()` returns them.
         durations_s: seconds of audio of each row; no word ends behind it.
-        method: "ctc", "attention", or "auto" for the first that the model has.
+        method: "ctc", "attention", or "auto" for the first that the model has; None spreads words over the recording,
+            which costs nothing.
         with_characters: also give the times of each word's characters.
         temperature: divides the log odds of each confidence, as fitted by `fit_confidence_temperature`.
 
     Raises:
         ValueError: the method is unknown, or not one that the model has.
     """
-    method = timing_method(model, processor, method)
+    method = None if method is None else timing_method(model, processor, method)
     tokenizer, frame_s = processor.tokenizer, seconds_per_frame(model, processor)
     scored = score_texts(model, tokenizer, encoded, sequences, with_attentions=method == "attention")
     decoded = [characters_of_tokens(one.token_ids, tokenizer) for one in scored]
@@ -213,7 +215,10 @@ def time_words(
         spans = _ctc_spans(model, encoded, [ids for ids, _ in units], n_frames, MOST_BLANK_S / frame_s)
     else:
         units = [(one.token_ids, list(range(len(one.token_ids)))) for one in scored]
-        spans = [_attention_spans(one, length) for one, length in zip(scored, n_frames, strict=True)]
+        spans = [
+            _spread_evenly(len(one.token_ids), length) if method is None else _attention_spans(one, length)
+            for one, length in zip(scored, n_frames, strict=True)
+        ]
     results = []
     for row, (text, owners) in enumerate(decoded):
         on_characters = method == "ctc" and model.config.ctc_vocab_size is not None
@@ -233,14 +238,6 @@ def _real_frames(encoded: Any, row: int, of_audio: float) -> int:
     mask = encoded.attention_mask
     heard = encoded.last_hidden_state.shape[1] if mask is None else int(mask[row].sum())
     return max(min(heard, int(np.ceil(of_audio))), 1)
-
-
-def calibrated(confidence: Any, temperature: float) -> Any:
-    """Probabilities with their log odds divided by a temperature: above 1, less sure of themselves."""
-    probability = np.clip(np.asarray(confidence, dtype=np.float64), 1e-9, 1 - 1e-9)
-    if temperature == 1:
-        return probability
-    return 1 / (1 + ((1 - probability) / probability) ** (1 / temperature))
 
 
 def characters_of_tokens(token_ids: Sequence[int], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:

@@ -10,7 +10,7 @@ It holds a feature extractor and a tokenizer of Transformers and calls them. Wha
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from typing_extensions import Unpack
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
 from ..configuration.decoder_languages import language_prompt, language_tokens, task_tokens
 from ..configuration.published_code import PublishesItsCode
-from .audio_files import as_list_of_recordings, is_bare_waveform, load_audio, source_name
+from .audio_files import as_list_of_recordings, is_bare_waveform, iter_audio_blocks, load_audio, source_name
 from .hot_words import hot_word_ids
 
 logger = logging.get_logger(__name__)
@@ -284,6 +284,24 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
     def ctc_text(self, ids: Sequence[int]) -> str:
         """The text that characters' ids spell: `ctc_target_ids` backwards. Blanks (0) are left out."""
         return "".join((self.ctc_characters or "")[place - 1] for place in ids if place > 0)
+
+    def audio_blocks(self, audio: Any, block_s: float = 30.0) -> Iterator[np.ndarray]:
+        """One recording at the encoder's sampling rate; a file is read piece by piece, however long it is.
+
+        Args:
+            audio: anything that `load_audio` takes; waveforms have the encoder's sampling rate.
+            block_s: seconds of a file to decode at a time.
+
+        Yields:
+            float32 [samples], which together are the recording.
+
+        Raises:
+            AudioError: as `load_audio`; what is broken further behind is found when it is reached.
+        """
+        if isinstance(audio, str | PathLike):
+            yield from iter_audio_blocks(audio, block_s, self.sampling_rate)
+        else:
+            yield load_audio(audio, self.sampling_rate)
 
     def _check_kwargs(self, kwargs: Mapping[str, Any], both: bool) -> None:
         known = {"common_kwargs"} | set(ProcessingKwargs.__annotations__)
