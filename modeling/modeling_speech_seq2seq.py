@@ -42,7 +42,7 @@ from .publishing import publish_pretrained
 from .score_fusion import ScoreFusionMixin
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family
-from .warm_start import warm_start
+from .warm_start import find_tokenizer, warm_start
 
 logger = logging.get_logger(__name__)
 
@@ -129,6 +129,7 @@ class SpeechSeq2SeqModel(
         self._no_split_modules = self._block_names()
         self._agreed_token_ids: dict[str, Any] = {}
         self._tokenizer: Any = None
+        self._tokens_changed = False  # since it was loaded
         self._known_spelling: TokenSpelling | None = None  # by that tokenizer
         self._adopt_generation_defaults()
 
@@ -173,7 +174,7 @@ class SpeechSeq2SeqModel(
         embeddings = self.decoder.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         self.config.vocab_size = embeddings.num_embeddings
-        self._tokenizer = self._known_spelling = None
+        self._tokenizer, self._known_spelling, self._tokens_changed = None, None, True
         if self.ctc_head is not None and self.config.ctc_vocab_size is None:
             self.ctc_head = self._get_resized_lm_head(self.ctc_head, embeddings.num_embeddings)
         return embeddings
@@ -691,6 +692,9 @@ class SpeechSeq2SeqModel(
                 f"ctc_weight={weight}: the CTC head has a vocabulary of its own without config.ctc_characters, so "
                 "nobody knows what it spells and it cannot score the decoder's tokens"
             )
+        if self._tokenizer is None and not self._tokens_changed and self.name_or_path:
+            commit = getattr(self.config, "_commit_hash", None)
+            self._tokenizer = find_tokenizer(self.name_or_path, {} if commit is None else {"revision": commit})
         if self._tokenizer is None:
             raise ValueError(
                 f"ctc_weight={weight}: the CTC head tells characters apart, so generate() needs to know what the "
@@ -706,7 +710,7 @@ class SpeechSeq2SeqModel(
         Args:
             args: see `ScoreFusionMixin.generate`.
             tokenizer: of the decoder. Joint decoding (`ctc_weight`) with a CTC head that tells characters apart asks
-                it what tokens spell; it is remembered until another is given.
+                it what tokens spell. It is remembered until another is given; that of the model's folder need not be.
             kwargs: see `ScoreFusionMixin.generate`. `ctc_weight` is the share of the CTC head's score, and
                 `ctc_candidates` how many of the decoder's best tokens it scores for each hypothesis: by default twice
                 the beams, at least `LEAST_CTC_CANDIDATES`.

@@ -1,6 +1,6 @@
 """A Seq2SeqTrainer that shows every part of a joint loss, and keeps them all under label smoothing."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Seq2SeqTrainer
@@ -34,7 +34,14 @@ class SpeechSeq2SeqTrainer(SpeechTrainerMixin, Seq2SeqTrainer):
             self.label_smoother = smoother
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Trainer, with the model's own loss also where the text is generated."""
+        """As in Trainer, with the model's own loss also where the text is generated.
+
+        Joint decoding is told by the processor what the decoder's tokens spell.
+        """
+        tokenizer = getattr(self.processing_class, "tokenizer", None)
+        spells = getattr(cast(Any, self.model).config, "ctc_characters", None) is not None
+        if spells and tokenizer is not None:
+            self._gen_kwargs = {**getattr(self, "_gen_kwargs", {}), "tokenizer": tokenizer}
         smoother, self.label_smoother = self.label_smoother, None
         try:
             return super().prediction_step(*args, **kwargs)

@@ -69,7 +69,7 @@ def warm_start(model_class: Any, encoder: Any, decoder: Any = None, **kwargs: An
         random_keys += [f"{side}.{'backbone.' if side == 'encoder' else ''}{key}" for key in missing]
     config = SpeechSeq2SeqConfig(encoder=parts["encoder"].config, decoder=parts["decoder"].config, **options["fields"])
     hub = options["hub"]["decoder"]
-    tokenizer = options["tokenizer"] if options["tokenizer"] is not None else _find_tokenizer(text_source, hub)
+    tokenizer = options["tokenizer"] if options["tokenizer"] is not None else find_tokenizer(text_source, hub)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     _settle_token_ids(config, tokenizer, options["token_ids"])
@@ -244,7 +244,7 @@ def _raise_if_random(keys: Iterable[str], source: Any, side: str) -> None:
         )
 
 
-def _find_tokenizer(source: Any, hub: dict[str, Any]) -> Any:
+def find_tokenizer(source: Any, hub: dict[str, Any]) -> Any:
     """The decoder's own tokenizer, where its folder holds one; its special tokens settle start and end."""
     if isinstance(source, PreTrainedModel):
         return None

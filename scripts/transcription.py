@@ -171,6 +171,7 @@ class Transcriber:
             **length,
             do_sample=False,
             num_return_sequences=options.n_best,
+            tokenizer=self.processor.tokenizer,  # whose tokens a CTC head of characters spells
             return_dict_in_generate=True,
             output_scores=options.with_scores,
         )

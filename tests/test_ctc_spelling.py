@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,11 +10,15 @@ from lively_models import lively
 from test_ctc_prefix_scoring import random_log_probs
 from tiny_models import audio, tiny_model
 from tiny_tokenizers import tiny_tokenizer
+from tiny_training import arguments, repeatable_model, rows
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, Wav2Vec2FeatureExtractor
 
 from speechgraft.modeling.ctc_prefix_scoring import IMPOSSIBLE, CtcPrefixLogitsProcessor, CtcPrefixScorer
 from speechgraft.modeling.ctc_spelling import SpelledPrefixScorer, TokenSpelling, token_spelling
+from speechgraft.modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
+from speechgraft.processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
+from speechgraft.processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
 
 LETTERS = " abcdehilnorstuwx'-."
 TEXTS = ["hello world", "it's the twenty-one cats", "dogs tails. the end", "a  b\tc", "x"]
@@ -265,6 +269,39 @@ def test_what_nobody_can_spell_is_told():
         model.generate(**inputs, tokenizer=tiny_tokenizer("bert"), ctc_candidates=0)
     with pytest.raises(ValueError, match="nobody knows what it spells"):
         tiny_model(ctc_weight=0.3, ctc_vocab_size=9).generate(**inputs)
+
+
+def test_a_loaded_model_asks_the_tokenizer_that_lies_with_it(model, tmp_path):
+    inputs = {**audio("wav2vec2-layer", 6400), "max_new_tokens": 6, "ctc_weight": 0.6}
+    expected = model.generate(**inputs, tokenizer=tiny_tokenizer("bert"))
+    model.generation_config.ctc_weight = inputs.pop("ctc_weight")
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        model.generation_config.ctc_weight = 0.0
+    with pytest.raises(ValueError, match="give it tokenizer=processor.tokenizer"):
+        type(model).from_pretrained(tmp_path).generate(**inputs)
+    tiny_tokenizer("bert").save_pretrained(tmp_path)
+    assert torch.equal(type(model).from_pretrained(tmp_path).generate(**inputs), expected)
+
+
+def test_an_evaluation_in_training_decodes_jointly(tmp_path):
+    model = repeatable_model(ctc_weight=0.3, ctc_characters=CHARACTERS)
+    model.generation_config.ctc_weight = 0.6
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    processor = SpeechSeq2SeqProcessor.from_parts(extractor, tiny_tokenizer("bert"), config=model.config)
+    collate = SpeechSeq2SeqCollator(processor, model.config)
+    trainer = SpeechSeq2SeqTrainer(
+        model=model,
+        args=arguments(tmp_path, predict_with_generate=True, per_device_eval_batch_size=2),
+        data_collator=collate,
+        processing_class=processor,
+    )
+    found = torch.tensor(trainer.predict(cast(Any, rows(2)), max_length=9).predictions)
+    batch = collate(rows(2))
+    inputs = {name: batch[name] for name in ("input_values", "attention_mask")}
+    expected = model.generate(**inputs, max_length=9, tokenizer=processor.tokenizer)
+    assert torch.equal(found[:, : expected.shape[1]], expected)
 
 
 def test_strings_that_stop_transformers_search_still_get_their_tokenizer():

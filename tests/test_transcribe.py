@@ -67,8 +67,9 @@ def test_paths_come_from_standard_input_in_their_order(model, clips, capsys, mon
     assert names == [str(clips / "clip3.wav"), str(clips / "clip0.wav")]
 
 
-def test_the_ctc_head_has_its_say_where_asked(model, clips, tmp_path, capsys):
-    joint = str(save_recognizer(tmp_path / "joint", ctc_weight=0.3))
+@pytest.mark.parametrize("spelled", [{}, {"ctc_characters": " abcdehlnorstuw"}])
+def test_the_ctc_head_has_its_say_where_asked(model, clips, tmp_path, capsys, spelled):
+    joint = str(save_recognizer(tmp_path / "joint", ctc_weight=0.3, **spelled))
     heard = {}
     for weight in (0, 0.9):
         assert transcribe(clips / "clip1.wav", "--model", joint, "--ctc-weight", weight) == 0
