@@ -7,6 +7,7 @@ import gzip
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,7 @@ class NgramTokenScorer:
     Args:
         ngrams: the model.
         tokenizer: of the transcripts.
-        vocab_size: `V`; None takes the tokenizer's. Some decoders have room for more tokens.
+        vocab_size: `V`; None takes the tokenizer's. `generate()` takes as many as the decoder has outputs.
         end_token_id: what ends a transcript; None takes the tokenizer's end-of-sentence token, else its separator.
     """
 
@@ -197,6 +198,7 @@ class NgramTokenScorer:
         end_token_id: int | None = None,
     ):
         self.ngrams, self.end = ngrams, _end_of(tokenizer, end_token_id)
+        self._make = partial(NgramTokenScorer, ngrams, tokenizer, end_token_id=end_token_id)
         spelled = _token_strings(tokenizer, vocab_size)
         self.words = [END if token_id == self.end else ngrams.known(token) for token_id, token in enumerate(spelled)]
         places: dict[str, list[int]] = defaultdict(list)
@@ -218,6 +220,10 @@ class NgramTokenScorer:
         if said.shape[1] < self.ngrams.order - 1:
             contexts = [(START, *context) for context in contexts]
         return torch.stack([self._distribution(context) for context in contexts]).to(said.device)
+
+    def with_vocabulary(self, vocab_size: int) -> "NgramTokenScorer":
+        """The same scorer for a decoder with so many outputs."""
+        return self if len(self.words) == vocab_size else self._make(vocab_size=vocab_size)
 
     def _context(self, token_ids: Iterable[int]) -> tuple[str, ...]:
         return tuple(self.words[token_id] for token_id in token_ids)
@@ -251,7 +257,7 @@ class NgramWordScorer:
         ngrams: the model.
         tokenizer: of the transcripts. Words begin where it marks a space, or, for WordPiece, at each token that does
             not continue another; with a word delimiter, behind it; in other vocabularies each token is a word.
-        vocab_size: `V`; None takes the tokenizer's. Some decoders have room for more tokens.
+        vocab_size: `V`; None takes the tokenizer's. `generate()` takes as many as the decoder has outputs.
         end_token_id: what ends a transcript; None takes the tokenizer's end-of-sentence token, else its separator.
         normalize: how the model spells a word, such as `str.lower`; None: as the tokenizer does.
     """
@@ -265,6 +271,7 @@ class NgramWordScorer:
         normalize: Callable[[str], str] | None = None,
     ):
         self.ngrams, self.end, self.normalize = ngrams, _end_of(tokenizer, end_token_id), normalize or str
+        self._make = partial(NgramWordScorer, ngrams, tokenizer, end_token_id=end_token_id, normalize=normalize)
         self.begins = torch.tensor(_begins_word(_token_strings(tokenizer, vocab_size), tokenizer))
         self._begins = self.begins.tolist()
         self._decode_options: dict[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -294,6 +301,10 @@ class NgramWordScorer:
             words, last = self.split(prefix)
             scores.append(self.ngrams.total([*words, last] if ended and last else words, ended))
         return scores
+
+    def with_vocabulary(self, vocab_size: int) -> "NgramWordScorer":
+        """The same scorer for a decoder with so many outputs."""
+        return self if len(self.begins) == vocab_size else self._make(vocab_size=vocab_size)
 
     def split(self, token_ids: Iterable[int]) -> tuple[list[str], str]:
         """The words that are whole, and the last one, which may go on and may be empty."""

@@ -83,6 +83,8 @@ class ScoreFusionMixin(GenerationMixin):
         )
 
     def _scorer(self, language_model: Any, generation_config: GenerationConfig | None) -> NextTokenScorer:
+        if hasattr(language_model, "with_vocabulary"):
+            return language_model.with_vocabulary(cast(Any, self).config.vocab_size)
         if not isinstance(language_model, nn.Module):
             return language_model
         own, ends = cast(Any, self).config, getattr(generation_config, "eos_token_id", None)
