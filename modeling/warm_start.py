@@ -269,8 +269,6 @@ def _find_generation_config(source: Any, hub: dict[str, Any]) -> GenerationConfi
 
 
 def _settle_token_ids(config: SpeechSeq2SeqConfig, tokenizer: Any, given: dict[str, int]) -> None:
-    if isinstance(tokenizer, (str, Path)):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     decoder_config = cast(PreTrainedConfig, config.decoder)
     found = text_decoder_family(decoder_config).token_ids(decoder_config, tokenizer)
     for name, value in (found | given).items():
