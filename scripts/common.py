@@ -263,8 +263,11 @@ def add_speaking_arguments(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
-def add_decoding_arguments(parser: argparse.ArgumentParser) -> Any:
-    """Declare how recordings are put together and decoded; returns the group, to which the number of beams belongs."""
+def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: float | None = 60.0) -> Any:
+    """Declare how recordings are put together and decoded; returns the group, to which the number of beams belongs.
+
+    Longer recordings than `max_duration_s` are skipped by default; None for commands that hear them in pieces.
+    """
     group = parser.add_argument_group("decoding")
     group.add_argument(
         "--batch-size",
@@ -279,9 +282,11 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--max-duration-s",
         type=positive_number,
-        default=60.0,
+        default=max_duration_s,
         metavar="SECONDS",
-        help="skip longer recordings: each is heard as a whole, and memory grows with its square; models with a "
+        help="skip longer recordings (default: none)"
+        if max_duration_s is None
+        else "skip longer recordings: each is heard as a whole, and memory grows with its square; models with a "
         "window (Whisper: 30 s) skip what exceeds it in any case (default: %(default)g)",
     )
     group.add_argument(

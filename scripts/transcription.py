@@ -1,6 +1,7 @@
 """Many recordings through a model: read, batched by length, transcribed, in the order given; bad ones are told."""
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..modeling.long_audio import LongAudioTranscriber, Transcription, TranscriptionOptions
 from ..processing.audio_files import AudioError, audio_duration_s, load_audio
 from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
 from ..processing.speech_metrics import RealTimeFactor
@@ -42,6 +44,7 @@ class Transcript:
         duration_s: of the recording, in seconds.
         texts: the hypotheses, best first; none for a recording with a fault.
         scores: mean log-probability of a token for each text, where asked for.
+        transcription: the best text's lines and words, with times and confidence, from a `LongTranscriber`.
         fault: why there is no transcript, in one line that names the recording.
     """
 
@@ -49,6 +52,7 @@ class Transcript:
     duration_s: float = 0.0
     texts: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
+    transcription: Transcription | None = None
     fault: str | None = None
 
 
@@ -188,3 +192,65 @@ class Transcriber:
         is_end = torch.isin(tokens, torch.tensor(self.model.config.eos_token_id, device=tokens.device)).long()
         heard = is_end.cumsum(dim=1) - is_end == 0  # up to the first end token
         return (scores.masked_fill(~heard, 0).sum(dim=1) / heard.sum(dim=1)).float()
+
+
+@dataclass
+class LongTranscriber:
+    """Transcribes recordings of any length, cut at silence, with times and confidence.
+
+    Attributes:
+        model: a `SpeechSeq2SeqModel`, in evaluation mode.
+        processor: of the model.
+        options: how to decode.
+        max_duration_s: longer recordings have a fault; None takes them all.
+    """
+
+    model: Any
+    processor: SpeechSeq2SeqProcessor
+    options: TranscriptionOptions = field(default_factory=TranscriptionOptions)
+    max_duration_s: float | None = None
+
+    def __call__(self, recordings: Iterable[Recording]) -> Iterator[Transcript]:
+        """Transcribe recordings.
+
+        Yields:
+            A transcript for each recording, in their order; one that cannot be used has a `fault` and no text.
+
+        Raises:
+            CommandError: memory does not suffice for a batch.
+        """
+        waiting: deque[Recording] = deque()
+
+        def sources() -> Iterator[Iterator[np.ndarray]]:
+            for recording in recordings:
+                waiting.append(recording)
+                yield self._blocks(recording)
+
+        try:
+            for found in LongAudioTranscriber(self.model, self.processor, self.options)(sources()):
+                yield _transcript(waiting.popleft(), found)
+        except torch.OutOfMemoryError as error:
+            raise CommandError(
+                f"out of memory for {self.options.batch_size} pieces of up to {self.options.max_chunk_s:g} s: give a "
+                "smaller --batch-size, fewer beams or a smaller --max-chunk-s"
+            ) from error
+
+    def _blocks(self, recording: Recording) -> Iterator[np.ndarray]:
+        if recording.fault is not None:
+            raise AudioError(recording.fault)
+        audio = recording.audio
+        is_file = isinstance(audio, str)
+        if is_file and self.max_duration_s is not None and (length_s := audio_duration_s(audio)) > self.max_duration_s:
+            raise AudioError(
+                f"{recording.name}: {length_s:.1f} s long, but the limit --max-duration-s is {self.max_duration_s:g} s"
+            )
+        rate = self.processor.sampling_rate
+        yield from self.processor.audio_blocks(audio if is_file else load_audio(audio, rate, name=recording.name))
+
+
+def _transcript(recording: Recording, found: Transcription | Exception) -> Transcript:
+    if isinstance(found, Exception):
+        return Transcript(recording, fault=str(found))
+    texts = tuple(hypothesis.text for hypothesis in found.hypotheses) or ("",)
+    scores = tuple(hypothesis.score for hypothesis in found.hypotheses) or (0.0,)
+    return Transcript(recording, found.duration_s, texts, scores, found)

@@ -21,7 +21,7 @@ from tiny_recognizers import (
 
 from speechgraft.modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
 from speechgraft.processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
-from speechgraft.processing.subtitles import JsonArrayWriter, Segment, format_srt
+from speechgraft.processing.subtitles import JsonArrayWriter, Segment, format_srt, format_vtt
 from speechgraft.scripts.cli import main
 
 
@@ -36,7 +36,7 @@ def clips(tmp_path_factory) -> Path:
 
 
 def transcribe(*words: object) -> int:
-    return main(["transcribe", "--max-new-tokens", "8", *map(str, words)])
+    return main(["transcribe", "--max-new-tokens", "8", "--temperatures", "0", *map(str, words)])
 
 
 def generate(model: str, path: Path, **options) -> list[str]:
@@ -116,7 +116,7 @@ def test_unusual_recordings_are_transcribed(model, tmp_path, capsys):
 def test_bad_recordings_are_told_in_one_line_each_and_the_rest_is_done(model, clips, tmp_path, capsys):
     bad = save_bad_clips(tmp_path / "bad")
     files = [clips / "clip0.wav", *bad.values(), clips / "clip1.wav"]
-    assert transcribe(*files, "--model", model, "--format", "json") == 1
+    assert transcribe(*files, "--model", model, "--format", "json", "--max-duration-s", 60) == 1
     out, err = capsys.readouterr()
     records = json.loads(out)
     assert [record["file"] for record in records] == [str(path) for path in files]
@@ -133,14 +133,57 @@ def test_nothing_is_loaded_where_no_recording_exists(tmp_path, capsys):
     assert capsys.readouterr().err.count("no such file") == 2
 
 
-def test_audio_beyond_the_encoders_window_is_told_with_both_lengths(tmp_path, capsys):
+def test_audio_beyond_the_encoders_window_is_cut_into_windows(tmp_path, capsys):
     model = save_recognizer(tmp_path / "model", "whisper")
-    soundfile.write(tmp_path / "long.wav", noise(1.5), RATE)
-    soundfile.write(tmp_path / "short.wav", noise(0.5), RATE)
-    assert transcribe(tmp_path / "long.wav", tmp_path / "short.wav", "--model", model) == 1
-    out, err = capsys.readouterr()
-    assert out.startswith(str(tmp_path / "short.wav"))
-    assert f"skipped: {tmp_path / 'long.wav'}: 1.5 s long, but the model hears 1 s at once" in err
+    soundfile.write(tmp_path / "long.wav", noise(2.5), RATE)
+    assert transcribe(tmp_path / "long.wav", "--model", model, "--format", "json", "--timestamps", "segment") == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record["duration_s"] == 2.5 and record["segments"][-1]["end_s"] > 1
+
+
+def test_an_hour_of_silence_is_an_empty_text(model, tmp_path, capsys):
+    hour = save_bad_clips(tmp_path / "bad")["3600.0 s long"]
+    assert transcribe(hour, "--model", model, "--format", "json", "--timestamps", "word") == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["segments"], record["duration_s"]) == ("", [], 3600.0)
+
+
+def test_times_are_those_of_the_library_in_every_format(model, clips, tmp_path, capsys):
+    files = [clips / "clip1.wav", clips / "clip4.wav"]
+    network, processor = SpeechSeq2SeqModel.from_pretrained(model), SpeechSeq2SeqProcessor.from_pretrained(model)
+    options = {"timestamps": "char", "max_new_tokens": 8, "temperatures": (0.0,)}
+    known = network.transcribe([str(path) for path in files], processor, **options)
+    assert all(one.words for one in known)
+    assert transcribe(*files, "--model", model, "--format", "json", "--timestamps", "char") == 0
+    for record, one in zip(json.loads(capsys.readouterr().out), known, strict=True):
+        assert record["confidence"] == round(one.confidence, 4) and record["text"] == one.text
+        words = [word for segment in record["segments"] for word in segment["words"]]
+        assert [word["start_s"] for word in words] == [round(word.start_s, 3) for word in one.words]
+        assert ["".join(c["text"] for c in word["characters"]) for word in words] == one.text.split()
+    assert transcribe(*files, "--model", model, "--timestamps", "word") == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        [str(path), f"{word.start_s:.3f}", f"{word.end_s:.3f}", word.text]
+        for path, one in zip(files, known, strict=True)
+        for word in one.words
+    ]
+    assert transcribe(files[0], "--model", model, "--format", "srt", "--output", tmp_path / "a.srt") == 0
+    assert (tmp_path / "a.srt").read_text() == format_srt(known[0].segments)
+    assert transcribe(*files, "--model", model, "--format", "vtt", "--timestamps", "word", "--output", tmp_path) == 0
+    assert (tmp_path / "clip4.vtt").read_text() == format_vtt(known[1].words)
+
+
+def test_a_recording_in_pieces_is_what_the_library_makes_of_it(model, tmp_path, capsys):
+    soundfile.write(tmp_path / "long.wav", noise(3.0), RATE)
+    assert transcribe(tmp_path / "long.wav", "--model", model, "--max-chunk-s", 1, "--nbest", 2) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    network, processor = SpeechSeq2SeqModel.from_pretrained(model), SpeechSeq2SeqProcessor.from_pretrained(model)
+    options = {"max_chunk_s": 1, "min_chunk_s": 0.5, "overlap_s": 0.5, "n_best": 2, "num_beams": 2}
+    known = network.transcribe(
+        str(tmp_path / "long.wav"), processor, timestamps=None, temperatures=(0.0,), max_new_tokens=8, **options
+    )
+    assert [row[2] for row in rows] == [one.text for one in known.hypotheses]
+    assert float(rows[0][1]) >= float(rows[1][1])
 
 
 def test_native_folders_work_as_they_are(tmp_path, clips, capsys):
@@ -160,10 +203,16 @@ def test_a_whisper_folder_works_as_a_baseline(tmp_path, clips, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
-def test_subtitles_are_refused_in_one_line_while_the_model_gives_no_times(model, clips, capsys):
+def test_subtitles_of_several_recordings_need_a_folder(model, clips, tmp_path, capsys):
     assert transcribe(clips, "--model", model, "--format", "srt") == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("speechgraft")]
-    assert "gives no timestamps" in line and model in line
+    assert "--format srt: 5 recordings have a file of subtitles each" in capsys.readouterr().err
+    assert transcribe(clips, "--model", model, "--timing", "ctc") == 2
+    assert "--timing: method='ctc': the model has no CTC head" in capsys.readouterr().err
+    (tmp_path / "more").mkdir()
+    soundfile.write(tmp_path / "more" / "clip0.flac", noise(0.4), RATE)
+    assert transcribe(clips, tmp_path / "more", "--model", model, "--format", "srt", "--output", tmp_path) == 0
+    names = {path.name for path in tmp_path.glob("*.srt")}
+    assert names == {*(f"clip{place}.srt" for place in range(5)), "clip0.flac.srt"}
 
 
 @pytest.mark.parametrize(
@@ -213,6 +262,14 @@ def test_subrip_times_roll_over_hours_minutes_and_milliseconds():
     )
     with pytest.raises(ValueError, match="segment 1 lasts from 2 s to 1 s"):
         format_srt([Segment(2, 1, "backwards")])
+
+
+def test_webvtt_has_its_head_and_points_and_long_lines_are_broken():
+    text = "a line that is longer than a line of subtitles may be <i>"
+    assert format_vtt([Segment(3661.05, 3662.0, text)]) == (
+        "WEBVTT\n\n01:01:01.050 --> 01:01:02.000\na line that is longer than a line of\nsubtitles may be &lt;i&gt;\n"
+    )
+    assert format_vtt([]) == "WEBVTT\n" and format_srt([]) == ""
 
 
 def test_a_json_list_is_valid_when_it_is_empty_and_when_the_work_was_cut_short():
