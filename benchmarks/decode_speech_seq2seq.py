@@ -3,15 +3,18 @@
     python benchmarks/decode_speech_seq2seq.py                     # greedy and beam 5, batch 1 and 8
     python benchmarks/decode_speech_seq2seq.py --pairs large       # wav2vec2-large + bert-base: with a projection
     python benchmarks/decode_speech_seq2seq.py --share             # what of a decode step is not matrix products
+    python benchmarks/decode_speech_seq2seq.py --ctc               # what the CTC head's say costs on top of beam 5
 
 Sizes are those of wav2vec2-base (or -large) and bert-base. Runs alternate between the two classes, so that a machine
 whose speed drifts slows both; medians and the ratio of medians are printed. Both must give the same tokens.
 """
 
 import argparse
+import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,8 +38,8 @@ ENCODERS = {
 }
 
 
-def build(encoder: str) -> tuple[SpeechSeq2SeqModel, SpeechEncoderDecoderModel]:
-    """Our model and the native one, sharing every weight."""
+def build(encoder: str, **fields: Any) -> tuple[SpeechSeq2SeqModel, SpeechEncoderDecoderModel | None]:
+    """Our model and the native one, sharing every weight; the latter has no place for a CTC head."""
     torch.manual_seed(0)
     config = SpeechSeq2SeqConfig(
         encoder=Wav2Vec2Config(**ENCODERS[encoder]),
@@ -44,9 +47,10 @@ def build(encoder: str) -> tuple[SpeechSeq2SeqModel, SpeechEncoderDecoderModel]:
         decoder_start_token_id=101,
         eos_token_id=102,
         pad_token_id=0,
+        **fields,
     )
     ours = SpeechSeq2SeqModel(config).eval()
-    native = ours.to_native().eval()
+    native = None if ours.config.has_ctc_head else ours.to_native().eval()
     return ours, native
 
 
@@ -154,6 +158,53 @@ def share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
     print(f"attention; {max(0.0, 1 - spent / steps):.0%} is everything else (norms, cache, sampling, Python)")
 
 
+LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
+
+
+class _Words:
+    """In place of a tokenizer: words of random letters, two in three behind a space, as long as BERT's."""
+
+    all_special_ids, unk_token_id = [0, 100, 101, 102], 100
+
+    def __init__(self, size: int) -> None:
+        generator = random.Random(0)
+        lengths = generator.choices(range(1, 12), weights=[1, 2, 4, 6, 7, 7, 6, 4, 3, 2, 1], k=size)
+        words = ["".join(generator.choices(LETTERS[2:], k=length)) for length in lengths]
+        self.pieces = [word if place % 3 == 2 else f" {word}" for place, word in enumerate(words)]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def decode(self, ids: Sequence[int], **_: object) -> str:
+        return "".join(self.pieces[token_id] for token_id in ids)
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], **_: object) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+
+def ctc_share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
+    """Print what joint decoding costs on top of beam 5, by a CTC head of the decoder's tokens and one of letters."""
+    threads = torch.get_num_threads()
+    print(f"\nwav2vec2-{encoder} + bert-base, beam 5, {seconds:g} s of audio, {tokens} tokens, {threads} threads")
+    print(f"{'':22}{'beam 5 s':>10}{'joint s':>10}{'ratio':>8}")
+    for name, letters in (("tokens", None), ("letters", LETTERS)):
+        ours, _ = build(encoder, ctc_weight=0.3, ctc_characters=letters)
+        words = _Words(ours.config.vocab_size)
+        for batch in (1, 8):
+            audio = torch.randn(batch, int(seconds * SAMPLING_RATE), generator=torch.Generator().manual_seed(batch))
+            settings = {"num_beams": 5, "min_new_tokens": tokens, "max_new_tokens": tokens, "max_length": None}
+
+            def run(weight, audio=audio, settings=settings, ours=ours, words=words):
+                with torch.inference_mode():
+                    return ours.generate(audio, ctc_weight=weight, tokenizer=words, **settings)
+
+            run(0.3)
+            label = f"{name}, batch {batch}"
+            median = interleaved({"alone": lambda: run(0.0), "joint": lambda: run(0.3)}, rounds, label)
+            ratio = median["joint"] / median["alone"]
+            print(f"{label:22}{median['alone']:10.3f}{median['joint']:10.3f}{ratio:8.2f}")
+
+
 def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
@@ -169,10 +220,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each class")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--share", action="store_true", help="only print what a decode step is made of")
+    parser.add_argument("--ctc", action="store_true", help="only print what joint decoding costs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for encoder in ["base"] if args.share else args.pairs:
-        (share if args.share else compare)(encoder, args.seconds, args.tokens, args.rounds)
+    measure = share if args.share else ctc_share if args.ctc else compare
+    for encoder in ["base"] if args.share or args.ctc else args.pairs:
+        measure(encoder, args.seconds, args.tokens, args.rounds)
 
 
 if __name__ == "__main__":

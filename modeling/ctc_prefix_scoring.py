@@ -16,6 +16,9 @@ from transformers import LogitsProcessor
 
 LOG_ZERO = -1e5  # of one frame: finite, so that sums of it can be subtracted again
 IMPOSSIBLE = -1e9  # score of a token that cannot come
+# Log probability beside the best end of a hypothesis below which another end does not count for what comes next. A
+# letter that is heard and not written costs 3 to 8: this is beyond the end of any token.
+FAR_OFF = 150.0
 
 
 @dataclass
@@ -50,20 +53,28 @@ class CtcPrefixScorer:
     """Log probabilities that a transcript begins with a hypothesis, for its extensions by one token.
 
     Args:
-        logits: [B, T, V], of the CTC head, or log probabilities. They are read token by token: fastest where the
-            memory holds them as [B, V, T].
+        logits: [B, T, V], of the CTC head, or log probabilities.
         frame_mask: boolean [B, T], True where a frame is real; None where all are.
         blank: id of the blank.
         end: id of the token that ends a transcript, or the ids of several; none in a vocabulary without such tokens.
+        log_totals: [B, T], what normalises the logits, where that is known.
     """
 
-    def __init__(self, logits: torch.Tensor, frame_mask: torch.Tensor | None, blank: int, end: int | list[int]):
-        self.logits = logits.float().transpose(1, 2).contiguous()  # [B, V, T]
-        # One utterance after the other: of 30,000 tokens and 10 s, each takes 60 MB beside the logits.
-        self.log_totals = torch.stack([of_utterance.logsumexp(dim=0) for of_utterance in self.logits])  # [B, T]
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        frame_mask: torch.Tensor | None,
+        blank: int,
+        end: int | list[int],
+        log_totals: torch.Tensor | None = None,
+    ):
+        self.logits = logits.float()
+        if log_totals is None:  # one utterance after the other: of 30,000 tokens and 10 s, each takes 60 MB
+            log_totals = torch.stack([of_utterance.logsumexp(dim=-1) for of_utterance in self.logits])
+        self.log_totals = log_totals  # [B, T]
         self.frame_mask = frame_mask
         self.blank, self.ends = blank, end if isinstance(end, list) else [end]
-        self.n_utterances, self.n_tokens = self.logits.shape[:2]
+        self.n_utterances, _, self.n_tokens = self.logits.shape
         # Differences of sums over a thousand frames need more than single precision, where there is more.
         self.dtype = torch.float32 if logits.device.type == "mps" else torch.float64
         utterances = torch.arange(self.n_utterances, device=logits.device)
@@ -71,7 +82,7 @@ class CtcPrefixScorer:
 
     def _of_tokens(self, utterances: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log probabilities of one token each, in the utterances [...]: [..., T]."""
-        log_probs = (self.logits[utterances, tokens] - self.log_totals[utterances]).clamp(min=LOG_ZERO)
+        log_probs = (self.logits[utterances, :, tokens] - self.log_totals[utterances]).clamp(min=LOG_ZERO)
         if self.frame_mask is not None:  # behind the end only blanks follow, certainly: they change nothing
             behind = LOG_ZERO * (tokens != self.blank)
             log_probs = torch.where(self.frame_mask[utterances], log_probs, behind[..., None])
@@ -79,11 +90,9 @@ class CtcPrefixScorer:
 
     @functools.cached_property
     def _probs(self) -> torch.Tensor:
-        """[B, V, T], where every token is asked for."""
-        probs = (self.logits - self.log_totals[:, None]).exp()
-        if self.frame_mask is not None:
-            probs = probs * self.frame_mask[:, None]
-        return probs
+        """[B, T, V], where every token is asked for."""
+        probs = (self.logits - self.log_totals[..., None]).exp()
+        return probs if self.frame_mask is None else probs * self.frame_mask[..., None]
 
     def start(self, n_each: int = 1) -> CtcPrefixState:
         """The state of `n_each` hypotheses for each utterance that have said nothing yet."""
@@ -135,29 +144,75 @@ class CtcPrefixScorer:
         """Ids of tokens that no transcript holds."""
         return [self.blank]
 
+    def near(self, state: CtcPrefixState) -> tuple["CtcPrefixScorer", CtcPrefixState]:
+        """A scorer of the frames around the end of each hypothesis, for what may follow soon, and the state there.
+
+        Left out are frames before or behind which the hypothesis ends with a share below `exp(-FAR_OFF)`.
+
+        Returns:
+            A scorer of N utterances of as many frames as the widest needs, and the hypotheses, one in each.
+        """
+        ended = torch.logaddexp(state.ends_in_token, state.ends_in_blank)  # [N, T + 1]
+        likely = ended > ended.amax(dim=-1, keepdim=True) - FAR_OFF
+        first = likely.int().argmax(dim=-1)
+        last = likely.shape[1] - 1 - likely.flip(-1).int().argmax(dim=-1)
+        width = int((last - first).max()) + 1  # frames
+        n_frames = self.logits.shape[1]
+        width = min(width, n_frames)
+        first = first.clamp(max=n_frames - width)
+        frames = first[:, None] + torch.arange(width, device=first.device)  # [N, W]
+        rows = state.utterance[:, None]
+        mask = None if self.frame_mask is None else self.frame_mask[rows, frames]
+        logits, log_totals = self.logits[rows, frames], self.log_totals[rows, frames]
+        scorer = CtcPrefixScorer(logits, mask, self.blank, self.ends, log_totals)
+        places = torch.cat([frames, frames[:, -1:] + 1], dim=1)  # of T + 1
+        here = CtcPrefixState(
+            ends_in_token=state.ends_in_token.gather(1, places),
+            ends_in_blank=state.ends_in_blank.gather(1, places),
+            last_token=state.last_token,
+            log_prefix=state.log_prefix,
+            utterance=torch.arange(len(first), device=first.device),
+        )
+        return scorer, here
+
     def extend(self, state: CtcPrefixState, tokens: torch.Tensor) -> CtcPrefixState:
         """The hypotheses [N], each with one more token [N]."""
-        of_token = self._of_tokens(state.utterance, tokens)  # [N, T]
-        blanks = self.blank_sums[state.utterance]  # [N, T + 1]
+        everyone = torch.arange(len(tokens), device=tokens.device)
+        return self.grow(state, everyone, tokens, everyone)[1]
+
+    def grow(
+        self, state: CtcPrefixState, parents: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor
+    ) -> tuple[torch.Tensor, CtcPrefixState]:
+        """Longer hypotheses, of which only some will be gone on with.
+
+        Args:
+            state: of hypotheses.
+            parents: [M], which of them each longer one extends.
+            tokens: [M], by which token.
+            kept: [L], places of those to go on with among the M.
+
+        Returns:
+            Log probabilities [M] that the transcript begins so, and the state of the kept ones.
+        """
+        utterance = state.utterance[parents]
+        of_token = self._of_tokens(utterance, tokens)  # [M, T]
         ended = torch.logaddexp(state.ends_in_token, state.ends_in_blank)
-        before = torch.where((tokens == state.last_token)[:, None], state.ends_in_blank, ended)[:, :-1]  # [N, T]
-        sums = _sums(of_token)
-        arrived = torch.logcumsumexp(before - sums[:, :-1], dim=-1) + sums[:, 1:]
+        repeats = (tokens == state.last_token[parents])[:, None]  # can come only behind a blank
+        before = torch.where(repeats, state.ends_in_blank[parents], ended[parents])[:, :-1]  # [M, T]
+        log_prefix = torch.logsumexp(before + of_token, dim=-1)
+        blanks, sums = self.blank_sums[utterance[kept]], _sums(of_token[kept])  # [L, T + 1]
+        arrived = torch.logcumsumexp(before[kept] - sums[:, :-1], dim=-1) + sums[:, 1:]
         ends_in_token = torch.nn.functional.pad(arrived, [1, 0], value=IMPOSSIBLE)
         rested = torch.logcumsumexp(ends_in_token[:, :-1] - blanks[:, :-1], dim=-1) + blanks[:, 1:]
-        return CtcPrefixState(
-            ends_in_token=ends_in_token,
-            ends_in_blank=torch.nn.functional.pad(rested, [1, 0], value=IMPOSSIBLE),
-            last_token=tokens,
-            log_prefix=torch.logsumexp(before + of_token, dim=-1),
-            utterance=state.utterance,
-        )
+        ends_in_blank = torch.nn.functional.pad(rested, [1, 0], value=IMPOSSIBLE)
+        last = tokens[kept], log_prefix[kept], utterance[kept]
+        return log_prefix, CtcPrefixState(ends_in_token, ends_in_blank, *last)
 
     def _sum_over_frames(self, log_before: torch.Tensor) -> torch.Tensor:
         """Of every token, the log of the sum over t of `before[t] * probability[t]`: [N, T] to [N, V]."""
         largest = log_before.amax(dim=-1, keepdim=True)
         before = (log_before - largest).exp().float().unflatten(0, (self.n_utterances, -1))  # [B, N / B, T]
-        total = torch.bmm(before, self._probs.transpose(1, 2)).flatten(0, 1)  # [N, V]
+        total = torch.bmm(before, self._probs).flatten(0, 1)  # [N, V]
         return (total.clamp(min=torch.finfo(total.dtype).tiny).log() + largest).clamp(min=IMPOSSIBLE)
 
     def _sum_over_frames_of(

@@ -175,19 +175,17 @@ class SpelledPrefixScorer:
     def _log_prefixes(self, state: CtcPrefixState, branches: list[dict[tuple[int, int], int]]) -> list[torch.Tensor]:
         """Log probabilities that the transcript begins so, for every beginning of each length from 0."""
         found = [state.log_prefix]
+        scorer, state = self.characters.near(state)
+        device = state.last_token.device
         for depth, level in enumerate(branches):
-            parents, characters = (
-                torch.tensor(ids, device=state.last_token.device) for ids in zip(*level, strict=True)
-            )
-            parent = state.rows(parents)
-            found.append(self.characters.score(parent, characters[:, None])[:, 0])
-            if depth + 1 == len(branches):
-                break
-            inner = sorted({place for place, _ in branches[depth + 1]})  # the others are not gone on with
-            index = torch.tensor(inner, device=parents.device)
-            places = {old: new for new, old in enumerate(inner)}
-            branches[depth + 1] = {(places[p], c): value for (p, c), value in branches[depth + 1].items()}
-            state = self.characters.extend(parent.rows(index), characters[index])
+            following = branches[depth + 1] if depth + 1 < len(branches) else {}
+            kept = {place: new for new, place in enumerate(dict.fromkeys(place for place, _ in following))}
+            parents, characters = (torch.tensor(ids, device=device) for ids in zip(*level, strict=True))
+            kept_places = torch.tensor(list(kept), dtype=torch.long, device=device)
+            log_prefix, state = scorer.grow(state, parents, characters, kept_places)
+            found.append(log_prefix)
+            if following:
+                branches[depth + 1] = {(kept[place], one): value for (place, one), value in following.items()}
         return found
 
     def extend(self, state: SpelledPrefixState, tokens: torch.Tensor) -> SpelledPrefixState:

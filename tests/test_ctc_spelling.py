@@ -151,6 +151,29 @@ def test_tokens_score_the_sum_over_all_alignments_of_what_they_spell(candidates)
             assert float(found[row, place]) == pytest.approx(expected, rel=1e-4, abs=1e-9), PIECES[token]
 
 
+def test_frames_far_from_a_hypothesis_can_be_left_out_of_what_comes_next():
+    """As of a head that knows: letters in few frames, silence between them, clips of two lengths."""
+    generator = torch.Generator().manual_seed(0)
+    spoken = torch.randint(1, 4, (2, 100), generator=generator)
+    logits = torch.randn(2, 600, 4, generator=generator)
+    logits[..., 0] += 8
+    logits[:, 5::6].scatter_add_(2, spoken[..., None], torch.full((2, 100, 1), 16.0))
+    mask = torch.arange(600) < torch.tensor([[600], [450]])
+    scorer = CtcPrefixScorer(logits, mask, 0, [])
+    state = scorer.start(2)
+    for place in range(30):
+        heard = spoken[:, place].repeat_interleave(2)
+        heard[1::2] += torch.tensor([place % 7 == 0, place % 5 == 0]) * (1 - 3 * (heard[1::2] == 3))  # mistakes
+        state = scorer.extend(state, heard)
+    few, here = scorer.near(state)
+    assert few.logits.shape[1] < 300
+    for _ in range(12):
+        every = torch.arange(1, 4).expand(4, -1)
+        torch.testing.assert_close(few.score(here, every), scorer.score(state, every), rtol=0, atol=1e-6)
+        best = scorer.score(state, every).argmax(dim=-1) + 1
+        state, here = scorer.extend(state, best), few.extend(here, best)
+
+
 def test_steps_of_a_search_that_reorders_its_beams_score_like_fresh_ones():
     log_probs, decoder = random_log_probs(2, 9, 4), random_log_probs(6, 8, seed=1)
 
