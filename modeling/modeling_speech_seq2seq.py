@@ -37,6 +37,7 @@ from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
 from .ctc_spelling import SpelledPrefixScorer, TokenSpelling, token_spelling
 from .language_prompts import LanguagePromptMixin
 from .long_audio import TranscribesAudio
+from .mask_ctc import MaskCtcMixin, see_both_sides
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .publishing import publish_pretrained
 from .score_fusion import ScoreFusionMixin
@@ -74,7 +75,13 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
 
 
 class SpeechSeq2SeqModel(
-    PublishesItsCode, TranscribesAudio, ScoreFusionMixin, LanguagePromptMixin, PreTrainedModel, GenerationMixin
+    PublishesItsCode,
+    TranscribesAudio,
+    MaskCtcMixin,
+    ScoreFusionMixin,
+    LanguagePromptMixin,
+    PreTrainedModel,
+    GenerationMixin,
 ):
     """A speech encoder and a text decoder, joined by cross-attention.
 
@@ -201,7 +208,8 @@ class SpeechSeq2SeqModel(
             raise ValueError(f"token_ids must be different ids below {size}")
         places = {old: new for new, old in enumerate(kept)}
         shared = () if self.config.ctc_vocab_size is not None else ("ctc_blank_token_id",)
-        named = {name: getattr(self.config, name) for name in (*TOKEN_IDS, "decoder_prompt_token_ids", *shared)}
+        own = ("decoder_prompt_token_ids", "mask_token_id", *shared)
+        named = {name: getattr(self.config, name) for name in (*TOKEN_IDS, *own)}
         moved = {name: _moved_ids(ids, places, name) for name, ids in named.items() if ids is not None}
         padding = cast(nn.Embedding, self.get_input_embeddings()).padding_idx
         if padding is not None and places.get(padding) != padding:
@@ -238,7 +246,7 @@ class SpeechSeq2SeqModel(
 
     def _check_ids_fit(self, vocabulary: int) -> None:
         shared = () if self.config.ctc_vocab_size is not None else ("ctc_blank_token_id",)
-        for name in (*TOKEN_IDS, "decoder_prompt_token_ids", *shared):
+        for name in (*TOKEN_IDS, "decoder_prompt_token_ids", "mask_token_id", *shared):
             value = getattr(self.config, name)
             ids = value if isinstance(value, list) else [value]
             if any(token_id is not None and token_id >= vocabulary for token_id in ids):
@@ -456,10 +464,15 @@ class SpeechSeq2SeqModel(
         if labels is not None:
             self._check_vocabulary(labels)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            if self.config.mask_token_id is not None:
+                raise ValueError("a decoder that fills in masked tokens needs decoder_input_ids: use MaskCtcCollator")
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         self._check_length(decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
         if self._decoder_keeps_logits:
             decoder_kwargs["logits_to_keep"] = logits_to_keep
+        if self.config.mask_token_id is not None:
+            given = cast(torch.Tensor, decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
+            decoder_attention_mask = see_both_sides(given, decoder_attention_mask, self.decoder.dtype)
         hidden_states = cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous()
         with eager_attention(self.decoder, bool(asked.get("output_attentions"))):
             decoded = self.decoder(
@@ -507,8 +520,10 @@ class SpeechSeq2SeqModel(
 
     def _ready_encoder_outputs(self, outputs: Any, attention_mask: torch.Tensor | None) -> SpeechEncoderOutput:
         """Given encoder outputs, of this encoder or of its bare backbone, in the form that the decoder reads."""
-        hidden_states = outputs[0]  # [B, T, D]
         mask = getattr(outputs, "attention_mask", None)
+        if isinstance(outputs, SpeechEncoderOutput) and mask is not None:
+            return outputs  # as in every step of generation
+        hidden_states = outputs[0]  # [B, T, D]
         if not isinstance(outputs, SpeechEncoderOutput) and self._is_of_backbone(hidden_states):
             hidden_states, mask = self.encoder.join(hidden_states, attention_mask)
         elif mask is None:
