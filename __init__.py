@@ -21,9 +21,15 @@ if TYPE_CHECKING:
     from .configuration.configuration_speech_seq2seq import SpeechEncoderConfig, SpeechSeq2SeqConfig
     from .configuration.configuration_text_to_spectrogram import TextToSpectrogramConfig
     from .modeling.alignment_diagnostics import SpeechAlignment, WordTiming
+    from .modeling.confidence_calibration import (
+        ConfidenceCalibration,
+        expected_calibration_error,
+        fit_confidence_temperature,
+    )
     from .modeling.ctc_decoding import CtcHypothesis
     from .modeling.language_model_fusion import CausalLanguageModel
     from .modeling.live_transcription import LiveTranscription, PartialTranscript
+    from .modeling.long_audio import LongAudioTranscriber, Transcription, TranscriptionOptions
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
     from .modeling.modeling_speech_encoder_classification import (
         SpeechEncoderForAudioClassification,
@@ -38,9 +44,11 @@ if TYPE_CHECKING:
     from .modeling.spectrogram_generation import SpokenText, SynthesisOutput
     from .modeling.spectrogram_generation_config import SpectrogramGenerationConfig
     from .modeling.spectrogram_streams import SpeechStream
+    from .modeling.speech_timestamps import TimedWord
     from .modeling.speech_vocoders import GriffinLimVocoder, SpeechVocoder, load_vocoder
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from .modeling.trainer_text_to_spectrogram import TextToSpectrogramTrainer
+    from .modeling.transcript_merging import TimedSegment
     from .processing.audio_files import AudioError, load_audio
     from .processing.collation_speech_encoder import SpeechEncoderCollator
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
@@ -68,11 +76,13 @@ __version__ = "0.1.0"
 PUBLIC_NAMES = {
     "AudioError": "processing.audio_files",
     "CausalLanguageModel": "modeling.language_model_fusion",
+    "ConfidenceCalibration": "modeling.confidence_calibration",
     "CtcHypothesis": "modeling.ctc_decoding",
     "DatasetError": "processing.speech_datasets",
     "GriffinLimVocoder": "modeling.speech_vocoders",
     "LiveTranscription": "modeling.live_transcription",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
+    "LongAudioTranscriber": "modeling.long_audio",
     "MelSettings": "processing.mel_spectrograms",
     "NgramLanguageModel": "modeling.ngram_language_model",
     "PartialTranscript": "modeling.live_transcription",
@@ -108,10 +118,16 @@ PUBLIC_NAMES = {
     "TextToSpectrogramOutput": "modeling.modeling_text_to_spectrogram",
     "TextToSpectrogramProcessor": "processing.processing_text_to_spectrogram",
     "TextToSpectrogramTrainer": "modeling.trainer_text_to_spectrogram",
+    "TimedSegment": "modeling.transcript_merging",
+    "TimedWord": "modeling.speech_timestamps",
+    "Transcription": "modeling.long_audio",
+    "TranscriptionOptions": "modeling.long_audio",
     "WordTiming": "modeling.alignment_diagnostics",
     "compare_recordings": "processing.speech_synthesis_metrics",
     "drop_unusable": "processing.speech_datasets",
+    "expected_calibration_error": "modeling.confidence_calibration",
     "extract_log_mel": "processing.mel_spectrograms",
+    "fit_confidence_temperature": "modeling.confidence_calibration",
     "hot_word_ids": "processing.hot_words",
     "load_audio": "processing.audio_files",
     "load_speaker_embedding": "processing.speaker_embeddings",
