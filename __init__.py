@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
     from .processing.collation_text_to_spectrogram import TextToSpectrogramCollator
     from .processing.hot_words import hot_word_ids
+    from .processing.mask_ctc_collation import MaskCtcCollator
     from .processing.mel_spectrograms import LogMelFeatureExtractor, MelSettings, extract_log_mel
     from .processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
     from .processing.processing_text_to_spectrogram import TextToSpectrogramProcessor
@@ -83,6 +84,7 @@ PUBLIC_NAMES = {
     "LiveTranscription": "modeling.live_transcription",
     "LogMelFeatureExtractor": "processing.mel_spectrograms",
     "LongAudioTranscriber": "modeling.long_audio",
+    "MaskCtcCollator": "processing.mask_ctc_collation",
     "MelSettings": "processing.mel_spectrograms",
     "NgramLanguageModel": "modeling.ngram_language_model",
     "PartialTranscript": "modeling.live_transcription",

@@ -232,6 +232,8 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
         ctc_vocab_size: outputs of the CTC head; None takes those of `ctc_characters`, else the decoder's vocabulary.
         ctc_blank_token_id: the blank's place in the head's vocabulary; None takes the decoder's padding token, or 0
             for a vocabulary of the head's own.
+        mask_token_id: token that hides others from a decoder that sees both sides and fills in (Mask-CTC, by
+            `generate_masked`); None for a decoder that writes from left to right.
         newly_initialized: names of the modules that no checkpoint supplied when the model was built: cross-attention,
             projection, adapter, CTC head. Adapters such as LoRA must train and save these whole.
 
@@ -265,6 +267,7 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
     ctc_characters: str | None = None
     ctc_vocab_size: int | None = None
     ctc_blank_token_id: int | None = None
+    mask_token_id: int | None = None
     newly_initialized: list[str] = field(default_factory=list)
     is_encoder_decoder: bool = True
 

@@ -58,6 +58,8 @@ class ScoreFusionMixin(GenerationMixin):
             ValueError: there is no phrase, one is empty or not in the vocabulary, or its weight is not positive; or
                 the language model has another vocabulary, or too few positions.
         """
+        if getattr(cast(Any, self).config, "mask_token_id", None) is not None:
+            raise ValueError("the decoder fills in masked tokens, it does not write on: call generate_masked()")
         processors = LogitsProcessorList(logits_processor or [])
         if hot_words is not None:
             processors.append(PhraseBiasLogitsProcessor(hot_words, hot_word_weight))

@@ -1,0 +1,156 @@
+"""Transcripts without a token-by-token search: the CTC head writes them at once, the decoder mends what is doubtful.
+
+Mask-CTC (Higuchi et al. 2020, "Mask CTC: Non-Autoregressive End-to-End ASR with CTC and Mask Predict"): the best path
+of the CTC head gives tokens; those that it is not sure of are masked; the decoder, which sees the tokens on both
+sides, fills them in, the surest first, in a few passes. The number of tokens stays that of the CTC head.
+
+Shapes: `B` batch, `T` frames, `S` text tokens, `V` vocabulary.
+"""
+
+import itertools
+import math
+from typing import Any, cast
+
+import torch
+
+DEFAULT_THRESHOLD = 0.999  # of the paper
+DEFAULT_PASSES = 10
+
+
+def see_both_sides(inputs: torch.Tensor, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """The attention mask by which a decoder sees tokens before and behind each one.
+
+    Args:
+        inputs: [B, S] or [B, S, D], what the decoder reads.
+        mask: [B, S], 1 where a token is real; None where all are.
+        dtype: of the decoder.
+
+    Returns:
+        [B, 1, S, S], 0 where a token may be seen, else the least number of `dtype`.
+    """
+    size = inputs.shape[1]
+    real = torch.ones(inputs.shape[:2], device=inputs.device) if mask is None else mask
+    hidden = (real == 0)[:, None, None].expand(-1, 1, size, -1)
+    return torch.zeros(hidden.shape, dtype=dtype, device=inputs.device).masked_fill(hidden, torch.finfo(dtype).min)
+
+
+def greedy_with_confidence(
+    log_probs: torch.Tensor, frame_mask: torch.Tensor | None, blank: int
+) -> list[tuple[list[int], list[float]]]:
+    """For each clip, the tokens of the best path and the probability of each: the largest of its frames.
+
+    Args:
+        log_probs: [B, T, V].
+        frame_mask: [B, T], True where a frame is real; None where all are.
+        blank: the blank's id.
+    """
+    best, path = log_probs.float().max(dim=-1)  # [B, T]
+    if frame_mask is not None:
+        path = path.masked_fill(~frame_mask, blank)
+    found = []
+    for tokens, scores in zip(path.tolist(), best.exp().tolist(), strict=True):
+        runs = itertools.groupby(zip(tokens, scores, strict=True), key=lambda frame: frame[0])
+        said = [(token, max(score for _, score in frames)) for token, frames in runs if token != blank]
+        found.append(([token for token, _ in said], [score for _, score in said]))
+    return found
+
+
+class MaskCtcMixin:
+    """Decoding of a model whose decoder fills in masked tokens: one with `config.mask_token_id`."""
+
+    @torch.no_grad()
+    def generate_masked(
+        self,
+        inputs: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
+        threshold: float = DEFAULT_THRESHOLD,
+        passes: int = DEFAULT_PASSES,
+        **named_inputs: torch.Tensor,
+    ) -> torch.Tensor:
+        """Transcribe a batch in at most `passes` runs of the decoder, however long the texts are.
+
+        Args:
+            inputs: [B, N], audio samples or features; or by the encoder's own name, `input_values` or
+                `input_features`.
+            attention_mask: [B, N], 1 where the input is real.
+            encoder_outputs: output of `get_encoder()`, to spare encoding again.
+            threshold: tokens to which the CTC head gives less probability are masked: 0 for none, above 1 for all.
+            passes: runs of the decoder, each of which fills in an equal share of the masked tokens; 0 leaves the
+                transcripts of the CTC head as they are.
+            named_inputs: see `inputs`.
+
+        Returns:
+            Token ids [B, S] as those of `generate()`: start, prompt, transcript, end, padding.
+
+        Raises:
+            ValueError: the decoder fills in nothing, or there is no CTC head on the decoder's vocabulary.
+        """
+        model = cast(Any, self)
+        _check_fills_in(model)
+        if inputs is not None:
+            named_inputs[model.main_input_name] = inputs
+        audio = [named_inputs.pop(name, None) for name in ("input_values", "input_features")]
+        if named_inputs:
+            raise TypeError(f"generate_masked does not know {', '.join(sorted(named_inputs))}")
+        encoded = model._encode(*audio, attention_mask, encoder_outputs, {})
+        logits = model.ctc_head(encoded.last_hidden_state.to(model.ctc_head.weight.dtype))  # [B, T, V]
+        heard = greedy_with_confidence(logits.float().log_softmax(-1), encoded.attention_mask, model.ctc_blank)
+        laid_out = _lay_out(model.config, heard, threshold if passes > 0 else 0.0)
+        token_ids, real, doubtful = (one.to(logits.device) for one in laid_out)
+        return _fill_in(model, encoded, token_ids, real, doubtful, passes)
+
+
+def _check_fills_in(model: Any) -> None:
+    if model.config.mask_token_id is None:
+        raise ValueError(
+            "the decoder writes from left to right: for one that fills in masked tokens build the model with "
+            "mask_token_id=tokenizer.mask_token_id, and train it on batches of MaskCtcCollator"
+        )
+    if model.ctc_head is None or model.config.ctc_vocab_size is not None:
+        raise ValueError("Mask-CTC needs a CTC head on the decoder's vocabulary: build the model with ctc_weight")
+
+
+def _lay_out(
+    config: Any, heard: list[tuple[list[int], list[float]]], threshold: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Transcripts as the decoder reads them, [B, S]; which places are real, and which tokens are doubtful."""
+    before, end = [config.decoder_start_token_id, *config.decoder_prompt_token_ids], _as_list(config.eos_token_id)[:1]
+    rows = [torch.tensor([*before, *tokens, *end]) for tokens, _ in heard]
+    sure = [torch.tensor([*[math.inf] * len(before), *scores, math.inf]) for _, scores in heard]
+    real = [torch.ones(len(row), dtype=torch.long) for row in rows]
+    pad = torch.nn.utils.rnn.pad_sequence
+    padded = pad(rows, batch_first=True, padding_value=config.pad_token_id)
+    doubtful = pad(sure, batch_first=True, padding_value=math.inf) < threshold
+    return padded, pad(real, batch_first=True), doubtful
+
+
+def _fill_in(
+    model: Any, encoded: Any, token_ids: torch.Tensor, real: torch.Tensor, masked: torch.Tensor, passes: int
+) -> torch.Tensor:
+    """Token ids [B, S] with the masked ones told by the decoder, in each pass those that it is surest of."""
+    config = model.config
+    special = {config.mask_token_id, config.pad_token_id, config.decoder_start_token_id, model.ctc_blank}
+    special |= {*_as_list(config.eos_token_id), *config.decoder_prompt_token_ids}
+    token_ids = token_ids.masked_fill(masked, config.mask_token_id)
+    share = (masked.sum(dim=1) // max(passes, 1)).clamp(min=1)  # [B]
+    for left in reversed(range(passes)):
+        if not bool(masked.any()):
+            break
+        output = model(
+            encoder_outputs=encoded, decoder_input_ids=token_ids, decoder_attention_mask=real, use_cache=False
+        )
+        probs = output.logits.float().softmax(dim=-1)  # [B, S, V]
+        probs[..., sorted(special)] = 0
+        surest, best = probs.max(dim=-1)
+        place = surest.masked_fill(~masked, -1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        filled = masked & (place < share[:, None]) if left else masked
+        token_ids, masked = torch.where(filled, best, token_ids), masked & ~filled
+    return token_ids
+
+
+def _as_list(token_ids: Any) -> list[int]:
+    return token_ids if isinstance(token_ids, list) else [token_ids]
+
+
+__all__ = ["MaskCtcMixin", "greedy_with_confidence", "see_both_sides"]
