@@ -334,3 +334,14 @@ def test_strings_that_stop_transformers_search_still_get_their_tokenizer():
     whole = model.generate(**options)
     stop = tokenizer.decode(whole[0, 1:2]).removeprefix("##")
     assert model.generate(**options, stop_strings=[stop], tokenizer=tokenizer).shape[1] < whole.shape[1]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("characters", [None, CHARACTERS])
+def test_an_accelerator_decodes_as_the_cpu_does(characters):
+    model = lively("wav2vec2-layer", "bert", ctc_weight=0.3, ctc_characters=characters)
+    inputs = audio("wav2vec2-layer", 9600, 6400)
+    options = {"num_beams": 3, "max_new_tokens": 8, "ctc_weight": 0.4, "ctc_candidates": 6}
+    expected = model.generate(**inputs, **options, tokenizer=tiny_tokenizer("bert"))
+    there = {name: value.cuda() for name, value in inputs.items()}
+    assert torch.equal(model.cuda().generate(**there, **options, tokenizer=tiny_tokenizer("bert")).cpu(), expected)
