@@ -6,7 +6,7 @@ Shapes: `B` chunks, `N` hypotheses of each, `T` encoder frames, `S` text tokens.
 import itertools
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -57,6 +57,7 @@ class TranscriptionOptions:
         no_speech_threshold: of the decoder's probability that nobody speaks. Above it, a text that fails by its log
             probability is taken for imagined: it is empty.
         seed: of sampling. What is sampled for a chunk does not depend on the others.
+        generate_kwargs: further arguments of `generate()`, such as `language_model` and `hot_words`.
     """
 
     batch_size: int = 8
@@ -75,6 +76,7 @@ class TranscriptionOptions:
     log_prob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
     seed: int = 0
+    generate_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.timestamps not in UNITS:
@@ -324,6 +326,7 @@ class LongAudioTranscriber:
             return_dict_in_generate=True,
             output_scores=self.num_beams > 1,
             **arguments,
+            **options.generate_kwargs,
         )
         ranked = output.get("sequences_scores")
         scores = [None] * len(output.sequences) if ranked is None else ranked.float().tolist()

@@ -263,6 +263,14 @@ def add_speaking_arguments(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def phrases(text: str) -> list[str]:
+    """An argument of phrases with commas between them."""
+    found = [phrase.strip() for phrase in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"a phrase is empty in {text!r}")
+    return found
+
+
 def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: float | None = 60.0) -> Any:
     """Declare how recordings are put together and decoded; returns the group, to which the number of beams belongs.
 
@@ -295,5 +303,31 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: floa
         metavar="SHARE",
         help="of the CTC head's score in that of a hypothesis, from 0 (the decoder alone) to 1, for models trained "
         "with one; 0.3 is usual, and keeps the decoder from repeating or skipping words (default: the model's own)",
+    )
+    group.add_argument(
+        "--language-model",
+        metavar="FILE",
+        help="has a say in what is likely: an ARPA file of words, a text file with a sentence in each line, which is "
+        "counted, or a causal language model with the decoder's tokenizer",
+    )
+    group.add_argument(
+        "--language-model-weight",
+        type=positive_number,
+        default=0.3,
+        metavar="WEIGHT",
+        help="what the language model's log probabilities are multiplied by (default: %(default)g)",
+    )
+    group.add_argument(
+        "--hot-words",
+        type=phrases,
+        metavar="PHRASES",
+        help="names and phrases that are expected and become likelier, commas between them: 'Ada Lovelace, Linux'",
+    )
+    group.add_argument(
+        "--hot-word-weight",
+        type=positive_number,
+        default=1.5,
+        metavar="NATS",
+        help="by how much each token of them becomes likelier (default: %(default)g)",
     )
     return group

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
 from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
 from ..modeling.modeling_text_to_spectrogram import TextToSpectrogramModel
+from ..modeling.ngram_language_model import NgramLanguageModel
 from ..modeling.speech_encoders import SPEECH_ENCODER_FAMILIES
 from ..modeling.text_decoders import TEXT_DECODER_FAMILIES
 from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
@@ -18,6 +19,7 @@ from ..processing.processing_text_to_spectrogram import TextToSpectrogramProcess
 from .common import CommandError, explained, one_line
 
 OWN_MODEL_TYPES = {SpeechSeq2SeqConfig.model_type, NATIVE_MODEL_TYPE}
+COUNTED_ORDER = 5  # tokens in the longest n-grams that are counted from a text
 SYNTHESIZER_TYPES = {TextToSpectrogramConfig.model_type, NATIVE_TTS_MODEL_TYPE}
 
 
@@ -144,6 +146,49 @@ def load_processor(source: str, model: SpeechSeq2SeqModel, asked: str = "--proce
     return _loaded_processor(
         lambda: SpeechSeq2SeqProcessor.from_parts(source, source, config=model.config), source, asked, parts
     )
+
+
+def load_language_model(source: str, processor: SpeechSeq2SeqProcessor, device: str | None = None) -> Any:
+    """Load what `generate(language_model=...)` takes.
+
+    Args:
+        source: an ARPA file of words (`.arpa`, `.arpa.gz`); a text file with a sentence in each line, whose tokens
+            are counted; or a folder or hub id of a causal language model with the decoder's tokenizer.
+        processor: of the model that transcribes.
+        device: where to put a causal language model.
+
+    Raises:
+        CommandError: there is no such file or model, or it cannot be read.
+    """
+    path, tokenizer = Path(source).expanduser(), processor.tokenizer
+    with explained(f"--language-model {source}"):
+        if path.name.endswith((".arpa", ".arpa.gz")):
+            return NgramLanguageModel.from_arpa(path).scorer(tokenizer)
+        if path.is_file():
+            sentences = [tokenizer.tokenize(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            if not any(sentences):
+                raise ValueError("no text in this file")
+            return NgramLanguageModel.from_texts(filter(None, sentences), COUNTED_ORDER).scorer(tokenizer, "token")
+    check_is_model(source)
+    with explained(f"--language-model {source}"):
+        return _placed(AutoModelForCausalLM.from_pretrained(source), device)
+
+
+def fusion_arguments(args: Any, processor: SpeechSeq2SeqProcessor) -> dict[str, Any]:
+    """Arguments of `generate()` for the language model and the expected phrases that a command was given.
+
+    Raises:
+        CommandError: the language model cannot be had, or a phrase cannot be spelled.
+    """
+    arguments: dict[str, Any] = {}
+    if args.language_model is not None:
+        arguments["language_model"] = load_language_model(args.language_model, processor, args.device)
+        arguments["language_model_weight"] = args.language_model_weight
+    if args.hot_words is not None:
+        with explained("--hot-words"):
+            arguments["hot_words"] = processor.hot_word_ids(args.hot_words)
+        arguments["hot_word_weight"] = args.hot_word_weight
+    return arguments
 
 
 def load_synthesizer_processor(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +200,7 @@ def make_transcriber(args: argparse.Namespace) -> Any:
     """A `LongTranscriber` with the model and the decoding that the options ask for."""
     from ..modeling.long_audio import TranscriptionOptions
     from ..modeling.speech_timestamps import timing_method
-    from .loading import load_model, load_processor
+    from .loading import fusion_arguments, load_model, load_processor
     from .transcription import LongTranscriber
 
     shortest = min(5.0, args.max_chunk_s / 2)
@@ -223,6 +224,7 @@ def make_transcriber(args: argparse.Namespace) -> Any:
     processor = load_processor(args.processor or args.model, model)
     with explained("--timing"):
         timing_method(model, processor, args.timing)
+    options = replace(options, generate_kwargs=fusion_arguments(args, processor))
     return LongTranscriber(model, processor, options, args.max_duration_s)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,6 +61,7 @@ class DecodingOptions:
     """How to transcribe; the commands' help tells the meaning of each.
 
     `num_beams` and `ctc_weight` None take the model's own setting. `n_best` hypotheses need as many beams.
+    `generate_kwargs` are further arguments of `generate()`, such as those of `fusion_arguments`.
     """
 
     batch_size: int = 8
@@ -70,6 +71,7 @@ class DecodingOptions:
     max_new_tokens: int | None = None
     max_duration_s: float = 60.0
     ctc_weight: float | None = None
+    generate_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Transcriber:
         if options.max_new_tokens is not None:
             prompt = 1 + len(self.model.config.decoder_prompt_token_ids or [])
             length = {"max_length": prompt + options.max_new_tokens}
-        chosen = {"num_beams": options.num_beams, "ctc_weight": options.ctc_weight}
+        chosen = {"num_beams": options.num_beams, "ctc_weight": options.ctc_weight, **options.generate_kwargs}
         search = {name: value for name, value in chosen.items() if value is not None}
         output: Any = self.model.generate(
             **inputs,

@@ -9,6 +9,7 @@ import pytest
 from tiny_recognizers import TRANSCRIPTS, save_bad_clips, save_clips, save_native, save_recognizer
 
 from speechgraft.modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
+from speechgraft.modeling.ngram_language_model import NgramLanguageModel
 from speechgraft.processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
 from speechgraft.scripts.cli import main
 
@@ -135,3 +136,27 @@ def test_a_usage_mistake_is_one_line_with_status_2(words, message, model, clips,
     err = capsys.readouterr().err
     (line,) = [line for line in err.splitlines() if line.startswith("speechgraft evaluate-asr: ")]
     assert message.format(**places) in line and "Traceback" not in err
+
+
+def test_a_language_model_and_hot_words_change_what_is_heard(model, clips, tmp_path, capsys):
+    def heard(*words: object) -> list[str]:
+        output = tmp_path / "results.json"
+        assert evaluate("--data", clips, "--model", model, "--output", output, *words) == 0
+        return [row["hypothesis"] for row in json.loads(output.read_text())["utterances"]]
+
+    plain, (word, *_) = heard(), TRANSCRIPTS[0].split()
+    text, arpa = tmp_path / "texts.txt", tmp_path / "words.arpa"
+    text.write_text(f"{word} {word}\n" * 20)
+    NgramLanguageModel.from_texts([[word, word]] * 20, 2).save_arpa(arpa)
+    assert heard("--language-model", text, "--language-model-weight", 50) == [f"{word} {word}"] * len(plain) != plain
+    assert heard("--language-model", arpa, "--language-model-weight", 50, "--num-beams", 8)[0].startswith(word)
+    assert all(word in one for one in heard("--hot-words", word, "--hot-word-weight", 500))
+
+
+@pytest.mark.parametrize("content, fault", [(None, "no such model folder"), ("\n", "no text in this file")])
+def test_a_language_model_that_is_not_there_is_named(content, fault, model, clips, tmp_path, capsys):
+    text = tmp_path / "texts.txt"
+    if content is not None:
+        text.write_text(content)
+    assert evaluate("--data", clips, "--model", model, "--language-model", text) == 2
+    assert str(text) in (told := capsys.readouterr().err) and fault in told
