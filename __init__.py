@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .modeling.spectrogram_generation import SpokenText, SynthesisOutput
     from .modeling.spectrogram_generation_config import SpectrogramGenerationConfig
     from .modeling.spectrogram_streams import SpeechStream
+    from .modeling.speech_recognition_pipeline import SpeechRecognitionPipeline
     from .modeling.speech_timestamps import TimedWord
     from .modeling.speech_vocoders import GriffinLimVocoder, SpeechVocoder, load_vocoder
     from .modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
@@ -103,6 +104,7 @@ PUBLIC_NAMES = {
     "SpeechEncoderForCTCConfig": "configuration.configuration_speech_encoder_heads",
     "SpeechEncoderForCTCOutput": "modeling.modeling_speech_encoder_ctc",
     "SpeechEncoderOutput": "modeling.modeling_speech_encoder",
+    "SpeechRecognitionPipeline": "modeling.speech_recognition_pipeline",
     "SpeechSeq2SeqCollator": "processing.collation_speech_seq2seq",
     "SpeechSeq2SeqConfig": "configuration.configuration_speech_seq2seq",
     "SpeechSeq2SeqModel": "modeling.modeling_speech_seq2seq",
