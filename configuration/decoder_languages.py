@@ -1,11 +1,8 @@
 """Which languages, and which tasks, a decoder can be told to write, and how it is told: by tokens before the text.
 
-| decoder | language token | tasks |
-|---|---|---|
-| Whisper | ``<|de|>`` | ``<|transcribe|>``, ``<|translate|>`` (into English) |
-| mBART | `de_DE` | none: another language than the spoken one is a translation |
-| M2M100 | `__de__` | none |
-| NLLB | `deu_Latn` | none |
+Whisper has a token for the language and one for the task (``<|de|>``, ``<|translate|>``: into English). mBART
+(`de_DE`), M2M100 (`__de__`) and NLLB (`deu_Latn`) have one for the language alone: another one than the spoken
+language is a translation.
 """
 
 import re

@@ -63,6 +63,7 @@ class PhraseTrie:
         self.lowest_token, self.highest_token = min(said, default=0), max(said, default=0)
         self._link()
         self._moves: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._fresh_scores: dict[int, tuple[float, np.ndarray, np.ndarray]] = {}  # of states without a whole phrase
 
     def _add(self, tokens: Sequence[int], weight: float) -> None:
         if len(tokens) == 0:
@@ -131,10 +132,16 @@ class PhraseTrie:
             The change for most tokens, at most 0, the end of the transcript included; the token ids of the others;
             and the change for each of those.
         """
+        fresh = not state.kept.any()  # as most hypotheses are, most of the time
+        if fresh and state.node in self._fresh_scores:
+            return self._fresh_scores[state.node]
         before = np.maximum(state.kept, self._begun[state.node]).sum()
         tokens, nodes = self.moves(state.node)
         after = state.kept[-1] + np.maximum(_shifted(state.kept), self._begun[nodes]).sum(axis=-1)
-        return float(state.kept.sum() - before), tokens, after - before
+        found = float(state.kept.sum() - before), tokens, after - before
+        if fresh:
+            self._fresh_scores[state.node] = found
+        return found
 
     def bonus(self, tokens: Sequence[int], ended: bool = True) -> float:
         """Of a whole hypothesis: with `ended`, nothing for a phrase that its end only began."""
