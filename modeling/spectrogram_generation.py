@@ -8,7 +8,7 @@ Shapes: `B` batch, `S` text tokens, `N` decoder steps, `r` frames of a step, `T`
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
 import torch
@@ -129,6 +129,10 @@ class SpectrogramGenerationMixin:
         own = self.generation_config
         cast(Any, GenerationMixin).adjust_generation_fn(self, *args, **kwargs)
         found = self.generation_config.to_dict()
+        of_model = {one.name for one in fields(self.config)} - set(
+            own.to_dict()
+        )  # changed while loading, and put here
+        found = {name: value for name, value in found.items() if name not in of_model}
         self.generation_config = SpectrogramGenerationConfig.from_dict(found) if "stop_threshold" in found else own
 
     @torch.no_grad()

@@ -110,7 +110,9 @@ def test_trained_and_native_models_and_text_encoders_are_gone_on_with(clips, tmp
     native = save_native_synthesizer(tmp_path / "native")
     for source in own, native:
         output = tmp_path / f"{source.name}-more"
-        assert train(output, "--model", source, "--train", clips, "--learning_rate", "1e-2") == 0
+        changed = ["--set", "speech_decoder_prenet_dropout=0.7"]
+        assert train(output, "--model", source, "--train", clips, "--learning_rate", "1e-2", *changed) == 0
+        assert (output / "samples" / "step-000002.wav").is_file(), "the changed model speaks"
         assert AutoProcessor.from_pretrained(output).tokenizer.get_vocab().keys() >= set("hello")
     assert any(not torch.equal(weights(own)[name], value) for name, value in weights(tmp_path / "own-more").items())
     bert = save_text_encoder(tmp_path / "bert")
