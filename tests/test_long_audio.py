@@ -356,6 +356,7 @@ def test_recordings_beyond_the_window_are_cut_into_windows():
         ({"overlap_s": 9.0}, "an overlap of 9 s"),
         ({"num_beams": 2, "n_best": 3}, "n_best=3 needs num_beams=3"),
         ({"temperatures": ()}, "temperatures are one or more"),
+        ({"generate_kwargs": {"language": "de"}}, "model.set_language"),
     ],
 )
 def test_options_that_cannot_be_are_told(options, message):
