@@ -86,7 +86,9 @@ class TranscriptionOptions:
         if self.batch_size < 1 or self.n_best < 1:
             raise ValueError("batch_size and n_best are at least 1")
         if told := {"language", "task"} & set(self.generate_kwargs):
-            raise ValueError(f"{' and '.join(sorted(told))} hold for a whole recording: call model.set_language() before")
+            raise ValueError(
+                f"{' and '.join(sorted(told))} hold for a whole recording: call model.set_language() before"
+            )
         if not self.temperatures or min(self.temperatures) < 0:
             raise ValueError(f"temperatures are one or more numbers from 0, not {self.temperatures}")
         if self.num_beams is not None and self.num_beams < self.n_best:
