@@ -72,7 +72,7 @@ class SpeechT5TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         width, reach = config.hidden_size, config.encoder_max_relative_position
-        self.embed_tokens = TextEmbedding(config.vocab_size, width, config.pad_token_id)
+        self.embed_tokens: nn.Embedding = TextEmbedding(config.vocab_size, width, config.pad_token_id)
         self.encode_positions = ScaledPositions(config.max_text_positions, width, config.positional_dropout)
         self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
