@@ -8,7 +8,7 @@ import copy
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import torch
@@ -53,6 +53,7 @@ NATIVE_KEYS = {
     r"^enc_to_dec_proj\.": "encoder.projection.",
 }
 TOKEN_IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
+HUB_KEYS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 LEAST_CTC_CANDIDATES = 20  # tokens
 DEFAULT_MAX_LENGTH = 448  # tokens, Whisper's; decoders with fewer positions take those
 
@@ -348,8 +349,28 @@ class SpeechSeq2SeqModel(
         model, info = cast(tuple[SpeechSeq2SeqModel, dict], loaded)
         if dropped := [key for key in info["unexpected_keys"] if "projection" in key or "enc_to_dec_proj" in key]:
             raise ValueError(f"the checkpoint projects between equal widths, which this class does not: {dropped}")
+        model._keep_fields_out_of_generation(pretrained_model_name_or_path, kwargs)
         model._settle_loaded_token_ids()
         return (model, info) if wants_info else model
+
+    def _keep_fields_out_of_generation(self, source: Any, given: Mapping[str, Any]) -> None:
+        """Undo what Transformers does with changed fields of the configuration: it makes them generation settings too.
+
+        `ctc_weight=0.5`, a share of the loss, would be taken for that of the CTC head in decoding.
+        """
+        names = {field.name for field in fields(cast(Any, self.config_class))} & set(given) - set(TOKEN_IDS)
+        names = {name for name in names if name not in GenerationConfig().to_dict()}
+        if not any(hasattr(self.generation_config, name) for name in names):
+            return
+        try:
+            saved: Any = GenerationConfig.from_pretrained(source, **{key: given[key] for key in HUB_KEYS & set(given)})
+        except OSError:  # there is none
+            saved = None
+        for name in names:
+            if hasattr(saved, name):
+                setattr(self.generation_config, name, getattr(saved, name))
+            elif hasattr(self.generation_config, name):
+                delattr(self.generation_config, name)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """As in Transformers, always in this class's own layout: a Trainer resumes from nothing else."""

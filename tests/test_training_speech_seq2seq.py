@@ -678,6 +678,19 @@ def test_a_smaller_vocabulary_keeps_what_was_learned_of_its_tokens(tmp_path: Pat
     torch.testing.assert_close(again.logits, new.logits, rtol=0, atol=0)
 
 
+def test_fields_changed_while_loading_do_not_become_settings_of_generation(tmp_path: Path) -> None:
+    """A share of the loss would become the CTC head's share in decoding."""
+    model = tiny_model(ctc_weight=0.3)
+    model.save_pretrained(tmp_path / "plain")
+    changed = type(model).from_pretrained(tmp_path / "plain", ctc_weight=0.5, mask_time_prob=0.1)
+    assert changed.config.ctc_weight == 0.5
+    assert not hasattr(changed.generation_config, "mask_time_prob")
+    assert getattr(changed.generation_config, "ctc_weight", 0.0) == 0.0
+    model.generation_config.ctc_weight = 0.2
+    model.save_pretrained(tmp_path / "joint")
+    assert type(model).from_pretrained(tmp_path / "joint", ctc_weight=0.5).generation_config.ctc_weight == 0.2
+
+
 def test_token_0_moves_like_any_other() -> None:
     model = tiny_model(decoder="gpt2", ctc_weight=0.3, ctc_blank_token_id=0)  # GPT-2 has no padding in its embeddings
     model.config.pad_token_id = 0
