@@ -54,7 +54,7 @@ NATIVE_KEYS = {
 }
 TOKEN_IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 HUB_KEYS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
-LEAST_CTC_CANDIDATES = 20  # tokens
+LEAST_CTC_CANDIDATES = 100  # tokens: among fewer, a decoder that is not sure yet misses what the CTC head hears
 DEFAULT_MAX_LENGTH = 448  # tokens, Whisper's; decoders with fewer positions take those
 
 
