@@ -313,9 +313,8 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: floa
     group.add_argument(
         "--language-model-weight",
         type=positive_number,
-        default=0.3,
         metavar="WEIGHT",
-        help="what the language model's log probabilities are multiplied by (default: %(default)g)",
+        help="what the language model's log probabilities are multiplied by (default: 0.3)",
     )
     group.add_argument(
         "--hot-words",
@@ -326,8 +325,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: floa
     group.add_argument(
         "--hot-word-weight",
         type=positive_number,
-        default=1.5,
         metavar="NATS",
-        help="by how much each token of them becomes likelier (default: %(default)g)",
+        help="by how much each token of them becomes likelier (default: 1.5)",
     )
     return group

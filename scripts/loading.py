@@ -178,17 +178,20 @@ def fusion_arguments(args: Any, processor: SpeechSeq2SeqProcessor) -> dict[str, 
     """Arguments of `generate()` for the language model and the expected phrases that a command was given.
 
     Raises:
-        CommandError: the language model cannot be had, or a phrase cannot be spelled.
+        CommandError: the language model cannot be had, a phrase cannot be spelled, or there is nothing for a weight.
     """
+    for weight, weighed in (("language_model_weight", "language_model"), ("hot_word_weight", "hot_words")):
+        if getattr(args, weight) is not None and getattr(args, weighed) is None:
+            weight, weighed = (f"--{name.replace('_', '-')}" for name in (weight, weighed))
+            raise CommandError(f"{weight} is without effect: give {weighed} too")
     arguments: dict[str, Any] = {}
     if args.language_model is not None:
         arguments["language_model"] = load_language_model(args.language_model, processor, args.device)
-        arguments["language_model_weight"] = args.language_model_weight
     if args.hot_words is not None:
         with explained("--hot-words"):
             arguments["hot_words"] = processor.hot_word_ids(args.hot_words)
-        arguments["hot_word_weight"] = args.hot_word_weight
-    return arguments
+    weights = {name: getattr(args, name) for name in ("language_model_weight", "hot_word_weight")}
+    return arguments | {name: weight for name, weight in weights.items() if weight is not None}
 
 
 def load_synthesizer_processor(

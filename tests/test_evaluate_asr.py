@@ -126,6 +126,11 @@ def test_what_cannot_be_used_is_told_once_and_does_not_count(model, tmp_path, ca
         (["--data", "{clips}", "--model", "{tmp}/none"], "{tmp}/none: no such model folder"),
         (["--data", "{broken}"], "{broken} line 2: not JSON"),
         (["--data", "{silent}"], "{silent}: none of the recordings can be used"),
+        (
+            ["--data", "{clips}", "--language-model-weight", "0.4"],
+            "--language-model-weight is without effect: give --language-model too",
+        ),
+        (["--data", "{clips}", "--hot-word-weight", "2"], "--hot-word-weight is without effect: give --hot-words too"),
     ],
 )
 def test_a_usage_mistake_is_one_line_with_status_2(words, message, model, clips, tmp_path, capsys):
