@@ -5,8 +5,9 @@
     python benchmarks/decode_speech_seq2seq.py --share             # what of a decode step is not matrix products
     python benchmarks/decode_speech_seq2seq.py --ctc               # what the CTC head's say costs on top of beam 5
 
-Sizes are those of wav2vec2-base (or -large) and bert-base. Runs alternate between the two classes, so that a machine
-whose speed drifts slows both; medians and the ratio of medians are printed. Both must give the same tokens.
+Sizes are those of wav2vec2-base (or -large) and bert-base. Runs alternate between the two classes, and so does which
+of them goes first, so that a machine whose speed drifts slows both; medians and the ratio of medians are printed, of
+the whole call and of what follows the encoder. Both must give the same tokens.
 """
 
 import argparse
@@ -24,7 +25,10 @@ from transformers import BertConfig, SpeechEncoderDecoderModel, Wav2Vec2Config
 from speechgraft import SpeechSeq2SeqConfig, SpeechSeq2SeqModel
 
 SAMPLING_RATE = 16_000  # Hz
+TINY_LAYERS = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+DECODERS = {"tiny": TINY_LAYERS}  # all others are bert-base
 ENCODERS = {
+    "tiny": {**TINY_LAYERS, "conv_dim": [16] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2},
     "base": {},
     "large": {
         "hidden_size": 1024,
@@ -43,7 +47,7 @@ def build(encoder: str, **fields: Any) -> tuple[SpeechSeq2SeqModel, SpeechEncode
     torch.manual_seed(0)
     config = SpeechSeq2SeqConfig(
         encoder=Wav2Vec2Config(**ENCODERS[encoder]),
-        decoder=BertConfig(),
+        decoder=BertConfig(**DECODERS.get(encoder, {})),
         decoder_start_token_id=101,
         eos_token_id=102,
         pad_token_id=0,
@@ -80,15 +84,38 @@ def projections_and_masks(model: torch.nn.Module, generate: Callable[[], object]
     return counts["projections"], counts["masks"]
 
 
-def interleaved(calls: dict[str, Callable[[], torch.Tensor]], rounds: int, label: str) -> dict[str, float]:
-    """Median seconds of each call, taken in turns."""
+class Stopwatch:
+    """Adds up the seconds that a module's forward takes."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.seconds = 0.0
+        module.register_forward_pre_hook(self._start)
+        module.register_forward_hook(self._stop)
+
+    def _start(self, *_: object) -> None:
+        self._began = time.perf_counter()
+
+    def _stop(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+
+def interleaved(
+    calls: dict[str, Callable[[], torch.Tensor]],
+    rounds: int,
+    label: str,
+    encoders: dict[str, Stopwatch] | None = None,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each call, taken in turns, and of what of it is not in the encoder."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in tqdm(range(rounds), desc=label, leave=False):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    decoding: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in tqdm(range(rounds), desc=label, leave=False):
+        for name in list(calls)[:: -1 if turn % 2 else 1]:
+            encoded = encoders[name].seconds if encoders else 0.0
+            times[name].append(_seconds(calls[name]))
+            encoded = encoders[name].seconds - encoded if encoders else 0.0
+            decoding[name].append(times[name][-1] - encoded)
+    whole, rest = ({name: statistics.median(each) for name, each in these.items()} for these in (times, decoding))
+    return whole, rest
 
 
 def compare(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
@@ -96,7 +123,8 @@ def compare(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
     ours, native = build(encoder)
     threads = torch.get_num_threads()
     print(f"\nwav2vec2-{encoder} + bert-base, {seconds:g} s of audio, {tokens} tokens, {threads} threads")
-    print(f"{'':22}{'native s':>10}{'ours s':>10}{'ratio':>8}   projections, masks: native -> ours")
+    encoders = {"native": Stopwatch(native.encoder), "ours": Stopwatch(ours.encoder.backbone)}
+    print(f"{'':22}{'native s':>10}{'ours s':>10}{'ratio':>8}{'decoding':>10}   projections, masks: native -> ours")
     for beams in (1, 5):
         for batch in (1, 8):
             generator = torch.Generator().manual_seed(batch)
@@ -114,10 +142,13 @@ def compare(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
             same = torch.equal(run(ours), run(native))
             counted = [projections_and_masks(model, lambda model=model: run(model)) for model in (native, ours)]
             label = f"{'greedy' if beams == 1 else f'beam {beams}'}, batch {batch}"
-            median = interleaved({"native": lambda: run(native), "ours": lambda: run(ours)}, rounds, label)
+            calls = {"native": lambda: run(native), "ours": lambda: run(ours)}
+            median, decoding = interleaved(calls, rounds, label, encoders)
+            ratio, of_decoding = median["native"] / median["ours"], decoding["native"] / decoding["ours"]
+            verdict = "same tokens" if same else "TOKENS DIFFER"
             print(
-                f"{label:22}{median['native']:10.3f}{median['ours']:10.3f}{median['native'] / median['ours']:8.2f}"
-                f"   {counted[0]} -> {counted[1]}   {'same tokens' if same else 'TOKENS DIFFER'}"
+                f"{label:22}{median['native']:10.3f}{median['ours']:10.3f}{ratio:8.2f}{of_decoding:10.2f}"
+                f"   {counted[0]} -> {counted[1]}   {verdict}"
             )
 
 
@@ -154,8 +185,8 @@ def share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
         with _TimedProducts() as products:
             run()
     spent = products.seconds / tokens
-    print(f"\ndecode step of bert-base: {steps * 1e3:.1f} ms, of which {spent * 1e3:.1f} ms in matrix products and")
-    print(f"attention; {max(0.0, 1 - spent / steps):.0%} is everything else (norms, cache, sampling, Python)")
+    print(f"\ndecode step behind wav2vec2-{encoder}: {steps * 1e3:.1f} ms, of which {spent * 1e3:.1f} ms in matrix")
+    print(f"products and attention; {max(0.0, 1 - spent / steps):.0%} is all else (norms, cache, sampling, Python)")
 
 
 LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
@@ -200,7 +231,7 @@ def ctc_share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
 
             run(0.3)
             label = f"{name}, batch {batch}"
-            median = interleaved({"alone": lambda: run(0.0), "joint": lambda: run(0.3)}, rounds, label)
+            median, _ = interleaved({"alone": lambda: run(0.0), "joint": lambda: run(0.3)}, rounds, label)
             ratio = median["joint"] / median["alone"]
             print(f"{label:22}{median['alone']:10.3f}{median['joint']:10.3f}{ratio:8.2f}")
 
@@ -214,7 +245,12 @@ def _seconds(call: Callable[[], object]) -> float:
 def main() -> None:
     """Read the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        choices=list(ENCODERS),
+        help="by default base and large; base alone for the options below",
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the audio")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each class")
@@ -224,7 +260,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     measure = share if args.share else ctc_share if args.ctc else compare
-    for encoder in ["base"] if args.share or args.ctc else args.pairs:
+    for encoder in args.pairs or (["base", "large"] if measure is compare else ["base"]):
         measure(encoder, args.seconds, args.tokens, args.rounds)
 
 
