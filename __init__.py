@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .configuration.configuration_spectrogram_classification import SpectrogramClassificationConfig
     from .configuration.configuration_speech_encoder_heads import (
         SpeechEncoderForAudioClassificationConfig,
         SpeechEncoderForAudioFrameClassificationConfig,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .modeling.language_model_fusion import CausalLanguageModel
     from .modeling.live_transcription import LiveTranscription, PartialTranscript
     from .modeling.long_audio import LongAudioTranscriber, Transcription, TranscriptionOptions
+    from .modeling.modeling_spectrogram_classification import SpectrogramClassificationModel
     from .modeling.modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput
     from .modeling.modeling_speech_encoder_classification import (
         SpeechEncoderForAudioClassification,
@@ -90,6 +92,8 @@ PUBLIC_NAMES = {
     "NgramLanguageModel": "modeling.ngram_language_model",
     "PartialTranscript": "modeling.live_transcription",
     "SpeakerError": "processing.speaker_embeddings",
+    "SpectrogramClassificationConfig": "configuration.configuration_spectrogram_classification",
+    "SpectrogramClassificationModel": "modeling.modeling_spectrogram_classification",
     "SpectrogramClips": "processing.spectrogram_datasets",
     "SpectrogramGenerationConfig": "modeling.spectrogram_generation_config",
     "SpeechAlignment": "modeling.alignment_diagnostics",
@@ -156,6 +160,7 @@ __all__ = sorted(PUBLIC_NAMES)  # pyright: ignore[reportUnsupportedDunderAll]
 AUTO_TABLES = {
     "transformers.models.auto.configuration_auto": {
         "CONFIG_MAPPING_NAMES": {
+            "spectrogram_classification": "SpectrogramClassificationConfig",
             "speech_encoder": "SpeechEncoderConfig",
             "speech_encoder_audio_classification": "SpeechEncoderForAudioClassificationConfig",
             "speech_encoder_audio_frame_classification": "SpeechEncoderForAudioFrameClassificationConfig",
@@ -166,11 +171,13 @@ AUTO_TABLES = {
     },
     "transformers.models.auto.modeling_auto": {
         "MODEL_MAPPING_NAMES": {
+            "spectrogram_classification": "SpectrogramClassificationModel",
             "speech_encoder": "SpeechEncoder",
             "speech_seq2seq": "SpeechSeq2SeqModel",
             "text_to_spectrogram": "TextToSpectrogramModel",
         },
         "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES": {
+            "spectrogram_classification": "SpectrogramClassificationModel",
             "speech_encoder_audio_classification": "SpeechEncoderForAudioClassification",
         },
         "MODEL_FOR_AUDIO_FRAME_CLASSIFICATION_MAPPING_NAMES": {
@@ -195,9 +202,11 @@ AUTO_TABLES = {
 }
 # Modules that register their classes themselves, for when Transformers' tables were read before this package came.
 REGISTERING = (
+    "configuration.configuration_spectrogram_classification",
     "configuration.configuration_speech_encoder_heads",
     "configuration.configuration_speech_seq2seq",
     "configuration.configuration_text_to_spectrogram",
+    "modeling.modeling_spectrogram_classification",
     "modeling.modeling_speech_encoder_classification",
     "modeling.modeling_speech_encoder_ctc",
     "modeling.modeling_speech_seq2seq",

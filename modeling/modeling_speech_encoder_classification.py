@@ -40,6 +40,50 @@ class SpeechEncoderForAudioFrameClassificationOutput(TokenClassifierOutput):
     attention_mask: torch.Tensor | None = None
 
 
+def with_named_labels(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a classifier with `labels`, the names of its classes, as fields of the configuration.
+
+    Raises:
+        ValueError: a name comes twice, or nothing says which classes there are.
+    """
+    kwargs = dict(kwargs)
+    labels: Sequence[str] | None = kwargs.pop("labels", None)
+    if labels is not None:
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"labels: a name comes more than once in {list(labels)}")
+        kwargs["id2label"] = dict(enumerate(labels))
+        kwargs["label2id"] = {label: index for index, label in enumerate(labels)}
+    if not {"id2label", "num_labels"} & set(kwargs):
+        raise ValueError("which classes shall the model tell apart? Give labels=[…] or num_labels=…")
+    return kwargs
+
+
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    problem_type: str | None,
+    num_items_in_batch: torch.Tensor | int | None,
+) -> torch.Tensor:
+    """The loss of clips' classes, summed and divided once.
+
+    Args:
+        logits: [B, L].
+        labels: [B], -100 where ignored, or [B, L]; see `SpeechEncoderForAudioClassification.forward`.
+        problem_type: of the configuration.
+        num_items_in_batch: labels in the whole optimiser step; None takes those of this batch.
+
+    Returns:
+        Scalar.
+    """
+    divisor, logits = normalizer(labels, num_items_in_batch), logits.float()
+    if problem_type == REGRESSION or (problem_type is None and logits.shape[-1] == 1):
+        errors = nn.functional.mse_loss(logits, labels.float().view_as(logits), reduction="none")
+        return errors.sum() / divisor
+    if problem_type == MULTI_LABEL or (problem_type is None and labels.shape == logits.shape):
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / divisor
+    return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum") / divisor
+
+
 class _SpeechClassifier(SpeechEncoderHeadModel):
     """What both classifiers share: labels with names, and the mixture of layers."""
 
@@ -63,16 +107,7 @@ class _SpeechClassifier(SpeechEncoderHeadModel):
 
     @classmethod
     def _describe_head(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        kwargs = dict(kwargs)
-        labels: Sequence[str] | None = kwargs.pop("labels", None)
-        if labels is not None:
-            if len(set(labels)) < len(labels):
-                raise ValueError(f"labels: a name comes more than once in {list(labels)}")
-            kwargs["id2label"] = dict(enumerate(labels))
-            kwargs["label2id"] = {label: index for index, label in enumerate(labels)}
-        if not {"id2label", "num_labels"} & set(kwargs):
-            raise ValueError("which classes shall the model tell apart? Give labels=[…] or num_labels=…")
-        return kwargs
+        return with_named_labels(kwargs)
 
     def _read(
         self,
@@ -155,7 +190,9 @@ class SpeechEncoderForAudioClassification(_SpeechClassifier):
             input_values, attention_mask, input_features, output_attentions, output_hidden_states
         )
         logits = self.classifier(self._pool(self.projector(frames), encoded.attention_mask))  # [B, L]
-        loss = None if labels is None else self._loss(logits, labels, normalizer(labels, num_items_in_batch))
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, labels, self.config.problem_type, num_items_in_batch)
         output = SequenceClassifierOutput(
             loss=cast(Any, loss), logits=logits, hidden_states=encoded.hidden_states, attentions=encoded.attentions
         )
@@ -170,15 +207,6 @@ class SpeechEncoderForAudioClassification(_SpeechClassifier):
             scores = self.pooling_scores(frames).squeeze(-1).float().masked_fill(~real, -torch.inf)
             weights = scores.softmax(dim=-1).to(frames.dtype)
         return (frames * weights[..., None]).sum(dim=1)
-
-    def _loss(self, logits: torch.Tensor, labels: torch.Tensor, divisor: torch.Tensor) -> torch.Tensor:
-        problem, logits = self.config.problem_type, logits.float()
-        if problem == REGRESSION or (problem is None and self.config.num_labels == 1):
-            errors = nn.functional.mse_loss(logits, labels.float().view_as(logits), reduction="none")
-            return errors.sum() / divisor
-        if problem == MULTI_LABEL or (problem is None and labels.shape == logits.shape):
-            return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="sum") / divisor
-        return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum") / divisor
 
 
 class SpeechEncoderForAudioFrameClassification(_SpeechClassifier):

@@ -160,8 +160,9 @@ def _description(model: Any) -> str:
         )
     if not hasattr(model.config, "decoder"):
         head = "a CTC head" if hasattr(model, "ctc_head") else f"a classifier of {model.config.num_labels} classes"
+        encoder = getattr(model, "description", f"A {model.config.encoder.model_type} speech encoder")
         return (
-            f"A {model.config.encoder.model_type} speech encoder with {head}; {size:.0f} million parameters. "
+            f"{encoder} with {head}; {size:.0f} million parameters. "
             "Made with [speechgraft](https://pypi.org/project/speechgraft)."
         )
     encoder, decoder = model.config.encoder.model_type, model.config.decoder.model_type

@@ -45,7 +45,7 @@ class SpeechEncoderHeadModel(PublishesItsCode, PreTrainedModel):
 
     def __init__(self, config: SpeechEncoderHeadConfig, backbone: PreTrainedModel | None = None):
         super().__init__(config)
-        self.encoder = SpeechEncoder(config, backbone=backbone)
+        self.encoder = self._make_encoder(backbone)
         self.main_input_name = self.encoder.main_input_name
         self.encoder_width = self.encoder.family.output_size(cast(PreTrainedConfig, config.encoder))
         self._add_head()
@@ -53,6 +53,9 @@ class SpeechEncoderHeadModel(PublishesItsCode, PreTrainedModel):
         self._no_split_modules = {
             type(module).__name__ for module in self.modules() if isinstance(module, GradientCheckpointingLayer)
         }
+
+    def _make_encoder(self, backbone: PreTrainedModel | None) -> SpeechEncoder:
+        return SpeechEncoder(self.config, backbone=backbone)
 
     def _add_head(self) -> None:
         raise NotImplementedError
@@ -109,13 +112,18 @@ class SpeechEncoderHeadModel(PublishesItsCode, PreTrainedModel):
                 raise TypeError(f"the encoder is a ready module, so these have no effect: {', '.join(hub)}")
             backbone, missing = _take_ready(encoder, "encoder", options), []
         else:
-            backbone, missing = _load_encoder(encoder, "encoder", options)
+            backbone, missing = cls._load_backbone(encoder, options)
         config = cast(Any, cls.config_class)(encoder=backbone.config, **options["fields"])
         model = cls(config, backbone=backbone).to(cast(Any, backbone.dtype))
         own = {name for name, _ in model.named_parameters() if not name.startswith(BACKBONE)}
         config.newly_initialized = sorted(_modules_of(model, own | {BACKBONE + key for key in missing}))
         logger.warning(f"newly initialised, to be trained: {', '.join(config.newly_initialized)}")
         return model.eval()
+
+    @classmethod
+    def _load_backbone(cls, source: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
+        """The backbone of a checkpoint, and the names of its weights that no checkpoint need supply."""
+        return _load_encoder(source, "encoder", options)
 
     @classmethod
     def _describe_head(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +162,7 @@ class SpeechEncoderHeadModel(PublishesItsCode, PreTrainedModel):
         taken = cast(Any, cls.config_class).fields_of_native(native_config.to_dict()) | given
         taken["encoder"] = (backbone := getattr(native, _backbone_name(native))).config
         model = cls(cast(Any, cls.config_class)(**taken), backbone=backbone).to(native.dtype)
-        for ours, theirs in _pairs(model, native):
+        for ours, theirs in model._pairs(native):
             share_parameters(ours, theirs)
         model.config.name_or_path = str(source)
         return model.to(native.device).eval(), info
@@ -190,9 +198,16 @@ class SpeechEncoderHeadModel(PublishesItsCode, PreTrainedModel):
         with torch.device("meta"):  # whatever it is built with is replaced
             native = native_class(config)
         setattr(native, _backbone_name(native), self.encoder.backbone)
-        for ours, theirs in _pairs(self, native):
+        for ours, theirs in self._pairs(native):
             share_parameters(theirs, ours)
         return native.eval()
+
+    def _pairs(self, native: nn.Module) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """The parts of the head, and the native ones; a parameter of the model itself goes with the models."""
+        for ours, names in self.native_heads.items():
+            yield getattr(self, ours), next(getattr(native, name) for name in names if hasattr(native, name))
+        if any(True for _ in self.named_parameters(recurse=False)):
+            yield self, native
 
     def _foreign_parts(self) -> list[str]:
         return ["an adapter"] if len(self.encoder.adapter) > 0 else []
@@ -216,14 +231,6 @@ def share_parameters(target: nn.Module, source: nn.Module) -> None:
     """Let a module bear another's parameters, in its own shapes: a convolution over one frame is a linear layer."""
     for name, parameter in source.named_parameters(recurse=False):
         setattr(target, name, nn.Parameter(parameter.data.reshape(getattr(target, name).shape)))
-
-
-def _pairs(model: SpeechEncoderHeadModel, native: nn.Module) -> Iterable[tuple[nn.Module, nn.Module]]:
-    """The parts of a head, and the native ones; a parameter of the model itself goes with the models."""
-    for ours, names in model.native_heads.items():
-        yield getattr(model, ours), next(getattr(native, name) for name in names if hasattr(native, name))
-    if any(True for _ in model.named_parameters(recurse=False)):
-        yield model, native
 
 
 def _backbone_name(native: PreTrainedModel) -> str:
