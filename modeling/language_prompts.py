@@ -87,6 +87,11 @@ class LanguagePromptMixin(GenerationMixin):
         own = [cast(Any, self).config.decoder_prompt_token_ids]
         return getattr(generation_config, "language_prompts", own)
 
+    def _prompt_length(self, generation_config: GenerationConfig) -> int:
+        """Tokens in front of the text: previous text, start token and prompt."""
+        previous = getattr(generation_config, "previous_text", [[]])
+        return max(map(len, previous)) + 1 + len(self._prompt(generation_config)[0])
+
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,
         inputs_tensor: torch.Tensor,

@@ -16,6 +16,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .confidence_calibration import ConfidenceCalibration, fit_confidence_temperature
+from .previous_text import PreviousTextPrompts, SaidBefore
 from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence
 from .speech_timestamps import METHODS, WORD, TimedWord, rows_of, time_words
 from .transcript_merging import (
@@ -57,6 +58,11 @@ class TranscriptionOptions:
         no_speech_threshold: of the decoder's probability that nobody speaks. Above it, a text that fails by its log
             probability is taken for imagined: it is empty.
         seed: of sampling. What is sampled for a chunk does not depend on the others.
+        condition_on_previous_text: tell the decoder before each chunk what those before it said, as much as half of
+            its positions hold, for decoders that were trained so: Whisper's. Names stay spelled alike and sentences go
+            on, but so may mistakes. Chunks of one recording then wait for each other; a batch has those of several.
+        initial_prompt: text to tell such a decoder before each chunk, in front of what was said: names, spelling,
+            style. It is no part of the transcript.
         generate_kwargs: further arguments of `generate()`, such as `language_model` and `hot_words`.
     """
 
@@ -76,6 +82,8 @@ class TranscriptionOptions:
     log_prob_threshold: float | None = -1.0
     no_speech_threshold: float | None = 0.6
     seed: int = 0
+    condition_on_previous_text: bool = False
+    initial_prompt: str | None = None
     generate_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,6 +93,8 @@ class TranscriptionOptions:
             raise ValueError(f"timing is one of {', '.join(METHODS)}, not {self.timing!r}")
         if self.batch_size < 1 or self.n_best < 1:
             raise ValueError("batch_size and n_best are at least 1")
+        if "prompt_ids" in self.generate_kwargs:
+            raise ValueError("prompt_ids are worked out for each piece: give initial_prompt")
         if told := {"language", "task"} & set(self.generate_kwargs):
             raise ValueError(
                 f"{' and '.join(sorted(told))} hold for a whole recording: call model.set_language() before"
@@ -93,6 +103,11 @@ class TranscriptionOptions:
             raise ValueError(f"temperatures are one or more numbers from 0, not {self.temperatures}")
         if self.num_beams is not None and self.num_beams < self.n_best:
             raise ValueError(f"n_best={self.n_best} needs num_beams={self.n_best} or more, not {self.num_beams}")
+        if self.condition_on_previous_text and self.n_best > 1:
+            raise ValueError(
+                f"n_best={self.n_best}: with condition_on_previous_text each piece goes on from the best text of the "
+                "one before it, so others of that one cannot be combined with it"
+            )
         check_chunk_lengths(self.min_chunk_s, self.max_chunk_s, self.overlap_s)
 
 
@@ -150,6 +165,7 @@ class _Heard:
     mean_log_prob: float
     n_tokens: int
     no_speech_prob: float
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -166,6 +182,7 @@ class _Recording:
 
     chunks: list[SpeechChunk] = field(default_factory=list)  # without their samples, once they are decoded
     heard: dict[int, list[_Heard]] = field(default_factory=dict)
+    said: SaidBefore = field(default_factory=SaidBefore)  # where chunks go on from each other
     end: _End | None = None
 
 
@@ -223,6 +240,10 @@ class LongAudioTranscriber:
         if options.ctc_weight and model.ctc_head is None:
             raise ValueError(f"ctc_weight={options.ctc_weight:g}: the model was trained without a CTC head")
         self.options = options
+        self.prompts = None
+        if options.condition_on_previous_text or options.initial_prompt:
+            told = options.condition_on_previous_text, options.initial_prompt
+            self.prompts = PreviousTextPrompts(model, processor.tokenizer, *told)
         model.agree_on_token_ids()  # the end token may have been changed since the model last generated
         beams = options.num_beams
         if beams is None:
@@ -240,9 +261,8 @@ class LongAudioTranscriber:
             For each recording, in order, its transcription; for one that cannot be read, the error.
         """
         open_ones: dict[int, _Recording] = {}
-        parts = self._parts(recordings)
         emitted = 0
-        while some := list(itertools.islice(parts, BATCHES_READ_AHEAD * self.options.batch_size)):
+        for some in self._rounds(recordings):
             waiting = []
             for index, part in some:
                 recording = open_ones.setdefault(index, _Recording())
@@ -257,19 +277,34 @@ class LongAudioTranscriber:
                 yield end.fault if end.fault is not None else self._together(recording, end.duration_s)
                 emitted += 1
 
-    def _parts(self, recordings: Iterable[Any]) -> Iterator[tuple[int, SpeechChunk | _End]]:
-        """The chunks of all recordings, and behind each recording's that it ends."""
+    def _rounds(self, recordings: Iterable[Any]) -> Iterator[list[tuple[int, SpeechChunk | _End]]]:
+        """Parts of recordings to go on with at once: of each a single one, where they go on from each other."""
+        size = self.options.batch_size
+        each = (self._parts(index, recording) for index, recording in enumerate(recordings))
+        if not self.options.condition_on_previous_text:
+            parts = itertools.chain.from_iterable(each)
+            while some := list(itertools.islice(parts, BATCHES_READ_AHEAD * size)):
+                yield some
+            return
+        being_read: list[Iterator[tuple[int, SpeechChunk | _End]]] = []
+        while being_read := [*being_read, *itertools.islice(each, size - len(being_read))]:
+            some = [next(parts) for parts in being_read]
+            yield some
+            ended = [isinstance(part, _End) for _, part in some]
+            being_read = [parts for parts, has_ended in zip(being_read, ended, strict=True) if not has_ended]
+
+    def _parts(self, index: int, recording: Any) -> Iterator[tuple[int, SpeechChunk | _End]]:
+        """The chunks of a recording, and behind them that it ends."""
         options, rate = self.options, self.processor.sampling_rate
-        for index, recording in enumerate(recordings):
-            counted = _CountedBlocks(recording if isinstance(recording, Iterator) else self._blocks(recording))
-            lengths = options.min_chunk_s, options.max_chunk_s, options.overlap_s
-            try:
-                for chunk in cut_at_silence(counted, rate, *lengths):
-                    yield index, chunk
-            except (ValueError, OSError) as fault:
-                yield index, _End(fault=fault)
-            else:
-                yield index, _End(counted.n_samples / rate)
+        counted = _CountedBlocks(recording if isinstance(recording, Iterator) else self._blocks(recording))
+        lengths = options.min_chunk_s, options.max_chunk_s, options.overlap_s
+        try:
+            for chunk in cut_at_silence(counted, rate, *lengths):
+                yield index, chunk
+        except (ValueError, OSError) as fault:
+            yield index, _End(fault=fault)
+        else:
+            yield index, _End(counted.n_samples / rate)
 
     def _blocks(self, recording: Any) -> Iterator[Any]:
         return iter(self.processor.audio_blocks(recording, self.options.max_chunk_s))
@@ -280,19 +315,28 @@ class LongAudioTranscriber:
         size = self.options.batch_size
         for first in range(0, len(waiting), size):
             batch = waiting[first : first + size]
-            heard = self.decode([chunk for chunk, _, _ in batch])
-            for (_, index, place), hypotheses in zip(batch, heard, strict=True):
+            told = [self._prompt_ids(recordings[index].said, chunk) for chunk, index, _ in batch]
+            heard = self.decode([chunk for chunk, _, _ in batch], told)
+            for (chunk, index, place), hypotheses in zip(batch, heard, strict=True):
                 recordings[index].heard[place] = hypotheses
+                if self.prompts is not None:
+                    self.prompts.hear(recordings[index].said, chunk, hypotheses[0] if hypotheses else None)
+
+    def _prompt_ids(self, said: SaidBefore, chunk: SpeechChunk) -> list[int]:
+        return [] if self.prompts is None else self.prompts.prompt_ids(said, chunk)
 
     @torch.no_grad()
-    def decode(self, chunks: Sequence[SpeechChunk]) -> list[list[_Heard]]:
-        """The hypotheses of each chunk, best first."""
+    def decode(
+        self, chunks: Sequence[SpeechChunk], prompt_ids: Sequence[Sequence[int]] | None = None
+    ) -> list[list[_Heard]]:
+        """The hypotheses of each chunk, best first; `prompt_ids` are what the decoder is told before each."""
+        told = prompt_ids or [[] for _ in chunks]
         rate = self.processor.sampling_rate
         samples = [chunk.samples for chunk in chunks]
         inputs = self.processor(audio=samples, sampling_rate=rate, return_tensors="pt").to(self.model.device)
         encoded = self.model.get_encoder()(**inputs)
         first, *others = self.options.temperatures
-        heard = self._search(encoded, chunks, first)
+        heard = self._search(encoded, chunks, first, told)
         for row, chunk in enumerate(chunks):
             tried = [heard[row]]
             for temperature in others:
@@ -300,50 +344,75 @@ class LongAudioTranscriber:
                     break
                 with _seeded(self.model.device, hash((self.options.seed, round(1000 * chunk.start_s), temperature))):
                     alone = rows_of(encoded, torch.tensor([row]))
-                    tried += self._search(alone, [chunk], temperature)
+                    tried += self._search(alone, [chunk], temperature, told[row : row + 1])
             passed = [one for one in tried if not self._fails(one[0])]
             best = passed[-1] if passed else max(tried, key=lambda one: one[0].mean_log_prob)
             heard[row] = [] if self._is_silent(best[0]) else best
         return heard
 
-    def _search(self, encoded: Any, chunks: Sequence[SpeechChunk], temperature: float) -> list[list[_Heard]]:
-        options, config, n_best = self.options, self.model.config, self.options.n_best
-        prompt = 1 + len(config.decoder_prompt_token_ids)
+    def _search(
+        self, encoded: Any, chunks: Sequence[SpeechChunk], temperature: float, told: Sequence[Sequence[int]]
+    ) -> list[list[_Heard]]:
+        options, n_best = self.options, self.options.n_best
+        width = max(map(len, told))
+        before = width + 1 + len(self.model.config.decoder_prompt_token_ids)
         limits = [LEAST_TOKENS + math.ceil(options.tokens_per_second * chunk.duration_s) for chunk in chunks]
-        most = max(limits) + 1
-        longest = most if options.max_new_tokens is None else min(most, options.max_new_tokens)
-        own = self.model.generation_config.max_length
-        arguments: dict[str, Any] = {"do_sample": False, "num_beams": self.num_beams}
-        if temperature > 0:
-            arguments = {"do_sample": True, "temperature": temperature, "num_beams": 1, "top_k": 0, "top_p": 1.0}
-        if options.ctc_weight is not None:
-            arguments["ctc_weight"] = options.ctc_weight
-        if config.ctc_characters is not None:
-            arguments["tokenizer"] = self.processor.tokenizer  # what its tokens spell, for joint decoding
         output = self.model.generate(
             encoder_outputs=encoded,
-            max_length=prompt + longest if options.max_new_tokens or own is None else min(prompt + longest, own),
+            max_length=before + self._most_tokens(limits),
             num_return_sequences=n_best,
             logits_processor=LogitsProcessorList(
-                [DurationLimit(limits, prompt, self.model.generation_config.eos_token_id)]
+                [DurationLimit(limits, before, self.model.generation_config.eos_token_id)]
             ),
             return_dict_in_generate=True,
             output_scores=self.num_beams > 1,
-            **arguments,
+            **({"prompt_ids": told} if width else {}),
+            **self._search_arguments(temperature),
             **options.generate_kwargs,
         )
         ranked = output.get("sequences_scores")
         scores = [None] * len(output.sequences) if ranked is None else ranked.float().tolist()
         rows = torch.arange(len(chunks)).repeat_interleave(n_best)
-        heard = self._read(rows_of(encoded, rows), output.sequences, [chunks[row] for row in rows.tolist()], scores)
+        copies = [(chunks[row], told[row]) for row in rows.tolist()]
+        heard = self._read(rows_of(encoded, rows), output.sequences, copies, scores, temperature)
         found = [heard[row : row + n_best] for row in range(0, len(heard), n_best)]
         return [sorted(one, key=lambda hypothesis: -hypothesis.score) for one in found]
 
-    def _read(
-        self, encoded: Any, sequences: torch.Tensor, chunks: Sequence[SpeechChunk], scores: Sequence[float | None]
-    ) -> list[_Heard]:
-        """Sequences as hypotheses, with the times of words where they matter."""
+    def _most_tokens(self, limits: Sequence[int]) -> int:
+        """That any of some transcripts may have, behind the start token and the prompt."""
+        model, options = self.model, self.options
+        prompt = 1 + len(model.config.decoder_prompt_token_ids)
+        most, own = max(limits) + 1, model.generation_config.max_length
+        if options.max_new_tokens is not None:
+            most = min(most, options.max_new_tokens)
+        elif own is not None:
+            most = min(most, own - prompt)
+        positions = None if self.prompts is None else model.family.max_length(model.config.decoder)
+        if positions is not None:  # whatever the previous text of these chunks, or a batch would change their texts
+            most = min(most, positions - self.prompts.longest - prompt)
+        return most
+
+    def _search_arguments(self, temperature: float) -> dict[str, Any]:
         options = self.options
+        arguments: dict[str, Any] = {"do_sample": False, "num_beams": self.num_beams}
+        if temperature > 0:
+            arguments = {"do_sample": True, "temperature": temperature, "num_beams": 1, "top_k": 0, "top_p": 1.0}
+        if options.ctc_weight is not None:
+            arguments["ctc_weight"] = options.ctc_weight
+        if self.model.config.ctc_characters is not None:
+            arguments["tokenizer"] = self.processor.tokenizer  # what its tokens spell, for joint decoding
+        return arguments
+
+    def _read(
+        self,
+        encoded: Any,
+        sequences: torch.Tensor,
+        copies: Sequence[tuple[SpeechChunk, Sequence[int]]],
+        scores: Sequence[float | None],
+        temperature: float,
+    ) -> list[_Heard]:
+        """Sequences as hypotheses of chunks and what was told before, with the times of words where they matter."""
+        options, chunks = self.options, [chunk for chunk, _ in copies]
         needed = options.timestamps is not None or any(chunk.overlap_s or chunk.overlaps_next for chunk in chunks)
         timed = time_words(
             self.model,
@@ -354,6 +423,7 @@ class LongAudioTranscriber:
             method=options.timing if needed else None,
             with_characters=options.timestamps == "char",
             temperature=self.temperature,
+            prompt_ids=[told for _, told in copies],
         )
         return [
             _Heard(
@@ -363,6 +433,7 @@ class LongAudioTranscriber:
                 mean_log_prob=scored.mean_log_prob,
                 n_tokens=len(scored.token_ids) + 1,
                 no_speech_prob=scored.no_speech_prob,
+                temperature=temperature,
             )
             for (text, words, scored), chunk, score in zip(timed, chunks, scores, strict=True)
         ]

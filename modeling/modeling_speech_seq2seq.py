@@ -39,6 +39,7 @@ from .language_prompts import LanguagePromptMixin
 from .long_audio import TranscribesAudio
 from .mask_ctc import MaskCtcMixin, see_both_sides
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
+from .previous_text import PreviousTextMixin
 from .publishing import publish_pretrained
 from .score_fusion import ScoreFusionMixin
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
@@ -80,6 +81,7 @@ class SpeechSeq2SeqModel(
     TranscribesAudio,
     MaskCtcMixin,
     ScoreFusionMixin,
+    PreviousTextMixin,
     LanguagePromptMixin,
     PreTrainedModel,
     GenerationMixin,
@@ -230,6 +232,8 @@ class SpeechSeq2SeqModel(
             if (known := getattr(self.generation_config, name, None)) is not None:
                 kept_names = {key: places[old] for key, old in known.items() if old in places}
                 setattr(self.generation_config, name, kept_names)
+        if (old := getattr(self.generation_config, "prev_sot_token_id", None)) is not None:
+            cast(Any, self.generation_config).prev_sot_token_id = places.get(old)
         embeddings = self.resize_token_embeddings(len(kept))
         self.agree_on_token_ids()
         return embeddings
@@ -719,8 +723,7 @@ class SpeechSeq2SeqModel(
         candidates = cast(Any, generation_config).ctc_candidates
         if candidates is None:
             candidates = max(LEAST_CTC_CANDIDATES, 2 * (generation_config.num_beams or 1))
-        prompt = self._prompt(generation_config)[0]
-        return CtcPrefixLogitsProcessor(scorer, weight, 1 + len(prompt), candidates)
+        return CtcPrefixLogitsProcessor(scorer, weight, self._prompt_length(generation_config), candidates)
 
     def _spelling(self, weight: float) -> TokenSpelling:
         if self.config.ctc_characters is None:
@@ -782,7 +785,7 @@ class SpeechSeq2SeqModel(
         prompt = self.config.decoder_prompt_token_ids
         if prompt and not was_given:
             ids = torch.cat([ids, torch.tensor([prompt], device=ids.device).expand(len(ids), -1)], dim=1)
-        return ids, model_kwargs
+        return self._with_previous_text(ids, model_kwargs)
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any

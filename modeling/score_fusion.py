@@ -79,7 +79,11 @@ class ScoreFusionMixin(GenerationMixin):
         ours = PhraseBiasLogitsProcessor | LanguageModelLogitsProcessor
         for processor in logits_processor or ():
             if isinstance(processor, ours) and processor.prompt_length is None:
-                processor.prompt_length = 1 + len(cast(Any, self)._prompt(generation_config)[0])
+                processor.prompt_length = cast(Any, self)._prompt_length(generation_config)
+            if isinstance(processor, LanguageModelLogitsProcessor) and isinstance(
+                processor.scorer, InternalLanguageModel
+            ):  # it reads start token and prompt too, but not what was said before, which is padded
+                processor.prompt_length = max(map(len, getattr(generation_config, "previous_text", [[]])))
         return cast(Any, super())._get_logits_processor(
             generation_config, *args, logits_processor=logits_processor, **kwargs
         )

@@ -98,7 +98,12 @@ def _alphabet(model: Any, processor: Any) -> str | None:
 
 @torch.no_grad()
 def score_texts(
-    model: Any, tokenizer: Any, encoded: Any, sequences: torch.Tensor, with_attentions: bool = False
+    model: Any,
+    tokenizer: Any,
+    encoded: Any,
+    sequences: torch.Tensor,
+    with_attentions: bool = False,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> list[ScoredText]:
     """What the decoder makes of texts that it, or somebody else, wrote.
 
@@ -108,20 +113,31 @@ def score_texts(
         encoded: output of `model.get_encoder()`, a row for each text.
         sequences: [B, S], with start token and prompt as `generate()` returns them, padded behind the end token.
         with_attentions: return the cross-attention of the heads that tell times.
+        prompt_ids: what the decoder was told before each of them, see `PreviousTextMixin.generate`.
     """
     if not with_attentions:
-        output = model(decoder_input_ids=sequences, encoder_outputs=encoded, use_cache=False)
-        return list(_scored(model, tokenizer, sequences, output))
+        return list(_scored(model, tokenizer, sequences, _read_again(model, encoded, sequences, prompt_ids)))
     scored = []
     for row in range(len(sequences)):  # of a whole batch, attentions take more memory than all else
-        output = model(
-            decoder_input_ids=sequences[row : row + 1],
-            encoder_outputs=rows_of(encoded, torch.tensor([row])),
-            use_cache=False,
-            output_attentions=True,
-        )
-        scored += _scored(model, tokenizer, sequences[row : row + 1], output)
+        alone, text = rows_of(encoded, torch.tensor([row])), sequences[row : row + 1]
+        told = None if prompt_ids is None else prompt_ids[row : row + 1]
+        scored += _scored(model, tokenizer, text, _read_again(model, alone, text, told, output_attentions=True))
     return scored
+
+
+def _read_again(
+    model: Any, encoded: Any, sequences: torch.Tensor, prompt_ids: Sequence[Sequence[int]] | None, **options: Any
+) -> Any:
+    """The model's output for sequences [B, S], of which each step knows what came before."""
+    if not prompt_ids or not any(prompt_ids):
+        return model(decoder_input_ids=sequences, encoder_outputs=encoded, use_cache=False, **options)
+    arguments = model.behind_previous_text(sequences, prompt_ids)
+    output = model(**arguments, encoder_outputs=encoded, use_cache=False, **options)
+    own = -sequences.shape[1]
+    output.logits = output.logits[:, own:]
+    if output.cross_attentions is not None:
+        output.cross_attentions = tuple(layer[:, :, own:] for layer in output.cross_attentions)
+    return output
 
 
 def rows_of(encoded: Any, index: torch.Tensor) -> Any:
@@ -185,6 +201,7 @@ def time_words(
     method: str | None = "auto",
     with_characters: bool = False,
     temperature: float = 1.0,
+    prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[str, list[TimedWord], ScoredText]]:
     """Texts, the words of each with their times, and how the decoder scores them.
 
@@ -200,13 +217,16 @@ def time_words(
             which costs nothing.
         with_characters: also give the times of each word's characters.
         temperature: divides the log odds of each confidence, as fitted by `fit_confidence_temperature`.
+        prompt_ids: what the decoder was told before each of them, see `PreviousTextMixin.generate`.
 
     Raises:
         ValueError: the method is unknown, or not one that the model has.
     """
     method = None if method is None else timing_method(model, processor, method)
     tokenizer, frame_s = processor.tokenizer, seconds_per_frame(model, processor)
-    scored = score_texts(model, tokenizer, encoded, sequences, with_attentions=method == "attention")
+    scored = score_texts(
+        model, tokenizer, encoded, sequences, with_attentions=method == "attention", prompt_ids=prompt_ids
+    )
     decoded = [characters_of_tokens(one.token_ids, tokenizer) for one in scored]
     n_frames = [_real_frames(encoded, row, duration_s / frame_s) for row, duration_s in enumerate(durations_s)]
     if method == "ctc":

@@ -47,6 +47,7 @@ class WhisperTextDecoder(WhisperForCausalLM):
         encoder_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        position_ids: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithCrossAttentions:
         """As `BartForCausalLM.forward`: ids [B, S] and encoder states [B, T, D] to logits [B, S, V]."""
@@ -60,6 +61,7 @@ class WhisperTextDecoder(WhisperForCausalLM):
             attention_mask=attention_mask,
             encoder_hidden_states=encoder_hidden_states,
             inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
             **kwargs,
         )
         return _logits_output(outputs, self.proj_out, logits_to_keep)

@@ -24,6 +24,7 @@ from typing_extensions import Unpack
 
 from ..configuration.configuration_speech_seq2seq import SpeechSeq2SeqConfig
 from ..configuration.decoder_languages import language_prompt, language_tokens, task_tokens
+from ..configuration.previous_text_tokens import START_OF_PREVIOUS_TEXT, previous_text_ids, start_of_previous_text
 from ..configuration.published_code import PublishesItsCode
 from .audio_files import as_list_of_recordings, is_bare_waveform, iter_audio_blocks, load_audio, source_name
 from .hot_words import hot_word_ids
@@ -252,6 +253,20 @@ class SpeechSeq2SeqProcessor(PublishesItsCode, ProcessorMixin):
         self.decoder_prompt_token_ids = language_prompt(
             self.decoder_prompt_token_ids, languages, tasks, language, task
         )
+
+    def get_prompt_ids(self, text: str) -> list[int]:
+        """Token ids of what was said before, or of names and spelling, for `generate(prompt_ids=…)`.
+
+        Raises:
+            ValueError: the tokenizer has no token that starts previous text.
+        """
+        start = start_of_previous_text(self.tokenizer)
+        if start is None:
+            raise ValueError(
+                f"the tokenizer has no {START_OF_PREVIOUS_TEXT}, so its decoder knows no previous text; expected "
+                "words can be given to any decoder as hot_words"
+            )
+        return [start, *previous_text_ids(self.tokenizer, text)]
 
     def hot_word_ids(self, phrases: Any) -> Any:
         """Token ids of expected phrases, for `generate(hot_words=…)`; see `hot_words.hot_word_ids`.

@@ -76,6 +76,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="decode a piece whose text repeats itself or is unlikely again, sampling at each of these temperatures "
         "until the text is good; 0 alone for no second try (default: %(default)s)",
     )
+    decoding.add_argument(
+        "--condition-on-previous-text",
+        action="store_true",
+        help="tell the decoder before each piece what those before it said, so that names stay spelled alike and "
+        "sentences go on; for decoders that were trained so (Whisper's)",
+    )
+    decoding.add_argument(
+        "--initial-prompt",
+        metavar="TEXT",
+        help="text to tell such a decoder before each piece: names, spelling, style. It is no part of the transcript",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--format",
@@ -198,7 +209,7 @@ def find_recordings(paths: Iterable[str]) -> "Iterator[Recording]":
 
 def make_transcriber(args: argparse.Namespace) -> Any:
     """A `LongTranscriber` with the model and the decoding that the options ask for."""
-    from ..modeling.long_audio import TranscriptionOptions
+    from ..modeling.long_audio import LongAudioTranscriber, TranscriptionOptions
     from ..modeling.speech_timestamps import timing_method
     from .loading import fusion_arguments, load_model, load_processor
     from .transcription import LongTranscriber
@@ -217,6 +228,8 @@ def make_transcriber(args: argparse.Namespace) -> Any:
             overlap_s=min(4.0, shortest),
             max_new_tokens=args.max_new_tokens,
             temperatures=args.temperatures,
+            condition_on_previous_text=args.condition_on_previous_text,
+            initial_prompt=args.initial_prompt,
         )
     model = load_model(args.model, args.dtype, args.attn, args.device)
     if args.ctc_weight and model.ctc_head is None:
@@ -225,6 +238,8 @@ def make_transcriber(args: argparse.Namespace) -> Any:
     with explained("--timing"):
         timing_method(model, processor, args.timing)
     options = replace(options, generate_kwargs=fusion_arguments(args, processor))
+    with explained():
+        LongAudioTranscriber(model, processor, options)  # tells now what the model has not
     return LongTranscriber(model, processor, options, args.max_duration_s)
 
 

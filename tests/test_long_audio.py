@@ -84,7 +84,7 @@ class ScriptedTranscriber(LongAudioTranscriber):
         super().__init__(model, FakeProcessor(), TranscriptionOptions(**options))
         self.chunks: list[SpeechChunk] = []
 
-    def decode(self, chunks):
+    def decode(self, chunks, prompt_ids=None):
         assert len(chunks) <= self.options.batch_size
         self.chunks += [replace(chunk, samples=np.zeros(0, np.float32)) for chunk in chunks]
         results = []
@@ -395,10 +395,10 @@ class Fallible(ScriptedTranscriber):
 
     script: dict[float, tuple[str, float, float]] = {}
 
-    def decode(self, chunks):
-        return LongAudioTranscriber.decode(self, chunks)
+    def decode(self, chunks, prompt_ids=None):
+        return LongAudioTranscriber.decode(self, chunks, prompt_ids)
 
-    def _search(self, encoded, chunks, temperature):
+    def _search(self, encoded, chunks, temperature, told):
         text, log_prob, no_speech = self.script[temperature]
         return [[long_audio._Heard(text, (), log_prob, log_prob, 1, no_speech)] for _ in chunks]
 
