@@ -15,6 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,8 +59,8 @@ def build(encoder: str, **fields: Any) -> tuple[SpeechSeq2SeqModel, SpeechEncode
     return ours, native
 
 
-def projections_and_masks(model: torch.nn.Module, generate: Callable[[], object]) -> tuple[int, int]:
-    """How often a call projects the encoder's output, and how often it works the mask out."""
+def counted(model: torch.nn.Module, generate: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """What a call returns, how often it projects the encoder's output, and how often it works the mask out."""
     counts = {"projections": 0, "masks": 0}
     backbone = getattr(model.encoder, "backbone", model.encoder)
     places = (getattr(model, "enc_to_dec_proj", None), getattr(model.encoder, "projection", None))
@@ -76,12 +77,12 @@ def projections_and_masks(model: torch.nn.Module, generate: Callable[[], object]
     hook = None if projection is None else projection.register_forward_hook(count_projection)
     backbone._get_feature_vector_attention_mask = counting_mask
     try:
-        generate()
+        tokens = generate()
     finally:
         del backbone._get_feature_vector_attention_mask
         if hook is not None:
             hook.remove()
-    return counts["projections"], counts["masks"]
+    return tokens, (counts["projections"], counts["masks"])
 
 
 class Stopwatch:
@@ -139,16 +140,15 @@ def compare(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
                 with torch.inference_mode():
                     return model.generate(audio, attention_mask=mask, **settings)
 
-            same = torch.equal(run(ours), run(native))
-            counted = [projections_and_masks(model, lambda model=model: run(model)) for model in (native, ours)]
+            (theirs, before), (its, after) = (counted(model, partial(run, model)) for model in (native, ours))
             label = f"{'greedy' if beams == 1 else f'beam {beams}'}, batch {batch}"
             calls = {"native": lambda: run(native), "ours": lambda: run(ours)}
             median, decoding = interleaved(calls, rounds, label, encoders)
             ratio, of_decoding = median["native"] / median["ours"], decoding["native"] / decoding["ours"]
-            verdict = "same tokens" if same else "TOKENS DIFFER"
+            verdict = "same tokens" if torch.equal(its, theirs) else "TOKENS DIFFER"
             print(
                 f"{label:22}{median['native']:10.3f}{median['ours']:10.3f}{ratio:8.2f}{of_decoding:10.2f}"
-                f"   {counted[0]} -> {counted[1]}   {verdict}"
+                f"   {before} -> {after}   {verdict}"
             )
 
 
