@@ -87,10 +87,13 @@ class LanguagePromptMixin(GenerationMixin):
         own = [cast(Any, self).config.decoder_prompt_token_ids]
         return getattr(generation_config, "language_prompts", own)
 
+    def _previous_length(self, generation_config: GenerationConfig) -> int:
+        """Tokens in front of the start token: previous text and its padding."""
+        return max(map(len, getattr(generation_config, "previous_text", [[]])))
+
     def _prompt_length(self, generation_config: GenerationConfig) -> int:
         """Tokens in front of the text: previous text, start token and prompt."""
-        previous = getattr(generation_config, "previous_text", [[]])
-        return max(map(len, previous)) + 1 + len(self._prompt(generation_config)[0])
+        return self._previous_length(generation_config) + 1 + len(self._prompt(generation_config)[0])
 
     def _maybe_prepare_encoder_kwargs_for_generation(
         self,

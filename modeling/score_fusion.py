@@ -83,7 +83,7 @@ class ScoreFusionMixin(GenerationMixin):
             if isinstance(processor, LanguageModelLogitsProcessor) and isinstance(
                 processor.scorer, InternalLanguageModel
             ):  # it reads start token and prompt too, but not what was said before, which is padded
-                processor.prompt_length = max(map(len, getattr(generation_config, "previous_text", [[]])))
+                processor.prompt_length = cast(Any, self)._previous_length(generation_config)
         return cast(Any, super())._get_logits_processor(
             generation_config, *args, logits_processor=logits_processor, **kwargs
         )

@@ -1,5 +1,6 @@
 """`transcribe()`: of long audio each word once, at its time, in little memory; silence is silent, loops are undone."""
 
+import csv
 import itertools
 import tracemalloc
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from speechgraft.modeling.long_audio import DurationLimit, LongAudioTranscriber,
 from speechgraft.modeling.speech_chunks import SpeechChunk, cut_at_silence
 from speechgraft.modeling.speech_timestamps import TimedWord
 from speechgraft.modeling.transcript_merging import match_sequences, merge_words, right_words, segment_words
+from speechgraft.processing.audio_files import load_audio
+from speechgraft.processing.text_normalization import get_normalizer
+from speechgraft.processing.transcription_errors import count_errors, pooled_errors
 
 WORD_S, GAP_S = 0.3, 0.04  # of the tone that stands for a word, and of the silence behind it
 TONES = {f"w{place}": 300 + 150 * place for place in range(30)}  # Hz
@@ -470,3 +474,26 @@ def test_confidences_are_calibrated_on_validation_data_and_stay_so(tmp_path):
     loaded: Any = SpeechSeq2SeqModel.from_pretrained(tmp_path)
     kept = loaded.transcribe(recordings, processor, **SURE)
     assert [one.confidence for one in kept] == pytest.approx([one.confidence for one in again], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_long_recording_is_recognised_about_as_well_as_its_parts(pretrained_folder, recordings):
+    folder = str(pretrained_folder("whisper-tiny.en"))
+    model: Any = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(folder)
+    processor = SpeechSeq2SeqProcessor.from_parts(folder, folder, config=model.config)
+    with open(recordings / "validation" / "metadata.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    np.random.default_rng(0).shuffle(rows)
+    parts, texts = [], []
+    for row in rows:
+        part = load_audio(recordings / "validation" / row["file_name"])
+        if len(part) > 3 * RATE and sum(map(len, parts)) < 180 * RATE:
+            parts.append(part)
+            texts.append(row["text"])
+    normalize = get_normalizer("basic")
+    heard = [normalize(one.text) for one in model.transcribe(parts, processor, timestamps=None)]
+    of_parts = pooled_errors([normalize(text) for text in texts], heard)
+    whole = model.transcribe(np.concatenate(parts), processor)
+    assert whole.duration_s >= 180
+    together = count_errors(normalize(" ".join(texts)), normalize(whole.text))
+    assert together.rate <= 1.1 * of_parts.rate + 0.01, f"{together.rate:.3f}, of the parts {of_parts.rate:.3f}"

@@ -198,9 +198,20 @@ def test_a_whisper_folder_works_as_a_baseline(tmp_path, clips, capsys):
 
     save_encoder(tmp_path / "whisper", "whisper", max_source_positions=50)
     WhisperFeatureExtractor(feature_size=MELS, chunk_length=1).save_pretrained(tmp_path / "whisper")
-    tiny_tokenizer("whisper").save_pretrained(tmp_path / "whisper")
+    tokenizer = tiny_tokenizer("whisper")
+    tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, "<|startofprev|>"]})
+    tokenizer.save_pretrained(tmp_path / "whisper")
     assert transcribe(clips, "--model", tmp_path / "whisper") == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
+    told = ["--condition-on-previous-text", "--initial-prompt", "the cat sat"]
+    assert transcribe(clips, "--model", tmp_path / "whisper", "--format", "json", *told) == 0
+    texts = [one["text"] for one in json.loads(capsys.readouterr().out)]
+    model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(tmp_path / "whisper")
+    processor = SpeechSeq2SeqProcessor.from_parts(tmp_path / "whisper", tmp_path / "whisper", config=model.config)
+    options = {"temperatures": (0.0,), "max_new_tokens": 8, "timestamps": None}
+    options |= {"condition_on_previous_text": True, "initial_prompt": "the cat sat"}
+    files = sorted(map(str, clips.glob("*.wav")))
+    assert texts == [one.text for one in model.transcribe(files, processor, **options)]
 
 
 def test_subtitles_of_several_recordings_need_a_folder(model, clips, tmp_path, capsys):
@@ -223,6 +234,7 @@ def test_subtitles_of_several_recordings_need_a_folder(model, clips, tmp_path, c
         (["--model", "{clip}"], "{clip}: a file, but a model is a folder or a hub id"),
         (["--model", "{model}", "--nbest", "4", "--num-beams", "2"], "--nbest 4 needs --num-beams 4 or more, not 2"),
         (["--model", "{model}", "--output", "{tmp}/no/out.txt"], "no such folder {tmp}/no"),
+        (["--model", "{model}", "--initial-prompt", "a cat"], "the bert decoder cannot be told what was said before"),
         (["--model", "{model}", "--device", "abacus"], "{model}: "),
         (["--model", "{model}", "--attn", "best"], "best"),
         (["--model", "nobody/no-such-model"], "nobody/no-such-model: neither a folder here nor a model that the hub"),
