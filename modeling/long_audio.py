@@ -17,7 +17,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from .confidence_calibration import ConfidenceCalibration, fit_confidence_temperature
 from .previous_text import PreviousTextPrompts, SaidBefore
-from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence
+from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence, sounding_s
 from .speech_timestamps import METHODS, WORD, TimedWord, rows_of, time_words
 from .transcript_merging import (
     TimedSegment,
@@ -50,6 +50,8 @@ class TranscriptionOptions:
         max_chunk_s: most seconds of a chunk, at most the window that the model hears. Shorter recordings are not cut.
         overlap_s: seconds that chunks overlap by, where there is no silence to cut in.
         tokens_per_second: a transcript has at most this many tokens for each second of its audio, and ten more.
+        least_tokens_per_second: a text with fewer tokens for each second that is no pause leaves something out:
+            Whisper may end behind the first sentence. Such a chunk is heard again in halves. None does without.
         max_new_tokens: likewise in all, for each chunk; None leaves it to the model.
         temperatures: the first is the one to decode with, 0 for no sampling. Transcripts that fail are sampled again
             with the others, one after another, until one passes; or else the likeliest is taken.
@@ -76,6 +78,7 @@ class TranscriptionOptions:
     max_chunk_s: float = 30.0
     overlap_s: float = 4.0
     tokens_per_second: float = 20.0
+    least_tokens_per_second: float | None = 1.0
     max_new_tokens: int | None = None
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     compression_ratio_threshold: float | None = 2.4
@@ -348,7 +351,39 @@ class LongAudioTranscriber:
             passed = [one for one in tried if not self._fails(one[0])]
             best = passed[-1] if passed else max(tried, key=lambda one: one[0].mean_log_prob)
             heard[row] = [] if self._is_silent(best[0]) else best
+            if heard[row] and self._leaves_out(best[0], chunk):
+                heard[row] = self._in_halves(chunk, told[row], best)
         return heard
+
+    def _leaves_out(self, heard: _Heard, chunk: SpeechChunk) -> bool:
+        least = self.options.least_tokens_per_second
+        if least is None or chunk.duration_s < 2 * self.options.min_chunk_s:
+            return False
+        possible = self._most_tokens([self._limit(chunk)]) - 1
+        return heard.n_tokens - 1 < min(least * sounding_s(chunk.samples, chunk.sampling_rate), possible)
+
+    def _limit(self, chunk: SpeechChunk) -> int:
+        return LEAST_TOKENS + math.ceil(self.options.tokens_per_second * chunk.duration_s)
+
+    def _in_halves(self, chunk: SpeechChunk, told: Sequence[int], whole: list[_Heard]) -> list[_Heard]:
+        """The hypotheses of a chunk from those of its two parts, if they say more than `whole` and are no worse."""
+        quarter_s = chunk.duration_s / 4
+        overlap_s = min(self.options.overlap_s, quarter_s)
+        parts = list(
+            cut_at_silence([chunk.samples], chunk.sampling_rate, quarter_s, 3 * quarter_s, overlap_s)
+        )  # in the longest pause of the two quarters in the middle
+        parts = [replace(part, start_s=chunk.start_s + part.start_s) for part in parts]
+        if len(parts) < 2:
+            return whole
+        parts[0] = replace(parts[0], overlap_s=chunk.overlap_s)
+        parts[-1] = replace(parts[-1], overlaps_next=chunk.overlaps_next)
+        found = [
+            (part, heard) for part, heard in zip(parts, self.decode(parts, [told] * len(parts)), strict=True) if heard
+        ]
+        chosen = _best_combinations([heard for _, heard in found], self.options.n_best)
+        joined = [_as_one([(part, one) for (part, _), one in zip(found, row, strict=True)]) for row in chosen]
+        is_better = joined and joined[0].n_tokens > whole[0].n_tokens and not self._fails(joined[0])
+        return joined if is_better else whole
 
     def _search(
         self, encoded: Any, chunks: Sequence[SpeechChunk], temperature: float, told: Sequence[Sequence[int]]
@@ -356,7 +391,7 @@ class LongAudioTranscriber:
         options, n_best = self.options, self.options.n_best
         width = max(map(len, told))
         before = width + 1 + len(self.model.config.decoder_prompt_token_ids)
-        limits = [LEAST_TOKENS + math.ceil(options.tokens_per_second * chunk.duration_s) for chunk in chunks]
+        limits = [self._limit(chunk) for chunk in chunks]
         output = self.model.generate(
             encoder_outputs=encoded,
             max_length=before + self._most_tokens(limits),
@@ -518,6 +553,22 @@ def _joined(parts: Sequence[tuple[SpeechChunk, _Heard]]) -> Hypothesis:
     n_tokens = sum(heard.n_tokens for _, heard in parts)
     score = sum(heard.score * heard.n_tokens for _, heard in parts) / n_tokens
     return Hypothesis(join_words(words), score, tuple(words))
+
+
+def _as_one(parts: Sequence[tuple[SpeechChunk, _Heard]]) -> _Heard:
+    """Hypotheses of parts of a chunk as one of the chunk."""
+    joined = _joined(parts)
+    each = [heard for _, heard in parts]
+    n_tokens = sum(heard.n_tokens for heard in each)
+    return _Heard(
+        text=joined.text,
+        words=joined.words,
+        score=joined.score,
+        mean_log_prob=sum(heard.mean_log_prob * heard.n_tokens for heard in each) / n_tokens,
+        n_tokens=n_tokens,
+        no_speech_prob=min(heard.no_speech_prob for heard in each),
+        temperature=max(heard.temperature for heard in each),
+    )
 
 
 def _segments_of_chunks(words: Sequence[TimedWord], chunks: Sequence[SpeechChunk]) -> list[TimedSegment]:

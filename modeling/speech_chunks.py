@@ -117,6 +117,21 @@ def frame_levels(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
     return 10 * np.log10(np.maximum(power, 1e-20))
 
 
+def sounding_s(samples: np.ndarray, sampling_rate: int) -> float:
+    """Seconds of samples [N] that are no pause: those in which somebody speaks, where somebody does."""
+    levels = frame_levels(samples, sampling_rate)
+    loud = _loudness(levels)
+    return FRAME_S * int((levels >= _quiet_below(levels, loud)).sum())
+
+
+def _quiet_below(levels: np.ndarray, loud: float) -> float:
+    """The level under which there is a pause, in dB; none is where speech does not stand out."""
+    if len(levels) == 0:
+        return -np.inf
+    floor = max(float(np.quantile(levels, 0.05)), loud - DYNAMICS_DB)
+    return floor + QUIET_SHARE * (loud - floor) if loud - floor >= LEAST_DYNAMICS_DB else -np.inf
+
+
 def _loudness(levels: np.ndarray) -> float:
     """The level that sounds for a syllable, in dB: clicks do not count."""
     count = min(round(SYLLABLE_S / FRAME_S), len(levels))
@@ -125,14 +140,11 @@ def _loudness(levels: np.ndarray) -> float:
 
 def _place_of_cut(levels: np.ndarray, shortest: int, longest: int, rate: int) -> tuple[int, bool]:
     """Where to cut, in samples, and whether it is quiet there."""
-    loud = _loudness(levels)
-    floor = max(float(np.quantile(levels, 0.05)), loud - DYNAMICS_DB)
-    if loud - floor < LEAST_DYNAMICS_DB:
-        return longest, False
+    quiet_below = _quiet_below(levels, _loudness(levels))
     width = round(FRAME_S * rate)
     first, behind = -(-shortest // width), longest // width
     is_quiet = np.zeros(len(levels) + 2, bool)
-    is_quiet[1:-1] = levels < floor + QUIET_SHARE * (loud - floor)
+    is_quiet[1:-1] = levels < quiet_below
     edges = np.flatnonzero(np.diff(is_quiet))
     pauses = [(max(a, first), min(b, behind)) for a, b in edges.reshape(-1, 2)]
     pauses = [(a, b) for a, b in pauses if b - a >= PAUSE_S / FRAME_S]
@@ -154,4 +166,4 @@ def _bounds_of_speech(levels: np.ndarray, loudest: float, rate: int, length: int
     return max(int(sounds[0]) * width - margin, 0), min((int(sounds[-1]) + 1) * width + margin, length)
 
 
-__all__ = ["SpeechChunk", "check_chunk_lengths", "cut_at_silence"]
+__all__ = ["SpeechChunk", "check_chunk_lengths", "cut_at_silence", "sounding_s"]

@@ -434,6 +434,41 @@ def test_a_text_that_repeats_itself_or_is_unlikely_is_sampled_again_and_imagined
     assert (heard[0].text if heard else "") == text
 
 
+class StopsEarly(Fallible):
+    """Hears one word of a long piece, as Whisper sometimes does, and all of a short one."""
+
+    def _search(self, encoded, chunks, temperature, told):
+        results = []
+        for chunk in chunks:
+            found = [TimedWord(w, chunk.start_s + a, chunk.start_s + b, 0.9) for w, a, b in hear(chunk.samples)]
+            found = found[:1] if chunk.duration_s > self.too_long_s else found
+            text = " ".join(word.text for word in found)
+            results.append([long_audio._Heard(text, tuple(found), -0.1, -0.1, len(found) + 1, 0.0)])
+        return results
+
+    too_long_s = 6.0
+
+
+@pytest.mark.parametrize(("least", "pause_s"), [(1.0, 0.5), (1.0, 0.0), (None, 0.5)])
+def test_a_text_that_ends_long_before_the_speech_does_is_heard_again_in_halves(least, pause_s, monkeypatch):
+    monkeypatch.setattr(long_audio, "rows_of", lambda encoded, rows: encoded)
+    transcriber = StopsEarly(least_tokens_per_second=least, min_chunk_s=3, max_chunk_s=20, overlap_s=2)
+    fake: Any = transcriber
+    fake.processor = type("P", (FakeProcessor,), {"__call__": lambda self, **_: torch.nn.ParameterDict()})()
+    fake.model.device, fake.model.config = torch.device("cpu"), SimpleNamespace(decoder_prompt_token_ids=[])
+    fake.model.generation_config.max_length = 448
+    fake.model.get_encoder = lambda: lambda **_: None
+    scripts = sentences([9, 8, 8, 7], 6)
+    audio = np.concatenate([spoken(words, pause_s) for words in scripts])
+    assert 10 < len(audio) / RATE < 20
+    (result,) = transcriber([audio])
+    assert not isinstance(result, Exception)
+    words = [word for script in scripts for word in script]
+    assert [word.text for word in result.words] == (words if least else words[:1])
+    starts = [word.start_s for word in result.words]
+    assert starts == sorted(starts)
+
+
 def test_what_is_sampled_depends_on_nothing_but_the_chunk_and_the_seed():
     model, processor = recognizer()
     settings: dict[str, Any] = {"temperatures": (0.0, 1.0), "max_new_tokens": 6, "log_prob_threshold": 0.0}
