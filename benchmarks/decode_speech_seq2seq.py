@@ -119,14 +119,14 @@ def interleaved(
     return whole, rest
 
 
-def compare(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
-    """Print one row for greedy and beam search at batch 1 and 8: medians, their ratio, and whether tokens agree."""
+def compare(encoder: str, seconds: float, tokens: int, rounds: int, searches: Sequence[int] = (1, 5)) -> None:
+    """Print one row for each search and batch size, 1 and 8: medians, their ratio, and whether tokens agree."""
     ours, native = build(encoder)
     threads = torch.get_num_threads()
     print(f"\nwav2vec2-{encoder} + bert-base, {seconds:g} s of audio, {tokens} tokens, {threads} threads")
     encoders = {"native": Stopwatch(native.encoder), "ours": Stopwatch(ours.encoder.backbone)}
     print(f"{'':22}{'native s':>10}{'ours s':>10}{'ratio':>8}{'decoding':>10}   projections, masks: native -> ours")
-    for beams in (1, 5):
+    for beams in searches:
         for batch in (1, 8):
             generator = torch.Generator().manual_seed(batch)
             samples = int(seconds * SAMPLING_RATE)
@@ -255,13 +255,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each class")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--beams", nargs="+", type=int, default=[1, 5], help="searches to compare; 1 is greedy")
     parser.add_argument("--share", action="store_true", help="only print what a decode step is made of")
     parser.add_argument("--ctc", action="store_true", help="only print what joint decoding costs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    measure = share if args.share else ctc_share if args.ctc else compare
-    for encoder in args.pairs or (["base", "large"] if measure is compare else ["base"]):
-        measure(encoder, args.seconds, args.tokens, args.rounds)
+    part = share if args.share else ctc_share if args.ctc else None
+    for encoder in args.pairs or (["base"] if part else ["base", "large"]):
+        (part or partial(compare, searches=args.beams))(encoder, args.seconds, args.tokens, args.rounds)
 
 
 if __name__ == "__main__":
