@@ -422,9 +422,9 @@ class LongAudioTranscriber:
             most = min(most, options.max_new_tokens)
         elif own is not None:
             most = min(most, own - prompt)
-        positions = None if self.prompts is None else model.family.max_length(model.config.decoder)
-        if positions is not None:  # whatever the previous text of these chunks, or a batch would change their texts
-            most = min(most, positions - self.prompts.longest - prompt)
+        if self.prompts is not None:  # whatever the previous text of these chunks, or a batch would change their texts
+            positions = model.family.max_length(model.config.decoder) or math.inf
+            most = int(min(most, positions - self.prompts.longest - prompt))
         return most
 
     def _search_arguments(self, temperature: float) -> dict[str, Any]:

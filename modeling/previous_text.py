@@ -225,11 +225,11 @@ class PreviousTextPrompts:
 
     def hear(self, said: SaidBefore, chunk: SpeechChunk, heard: Any) -> None:
         """Take note of what a chunk said, None for silence: a guess at a high temperature is not gone on from."""
-        is_context = heard is not None and heard.temperature <= WARMEST
-        if not is_context:
-            said.token_ids = []
-        said.text, said.words = (heard.text, heard.words) if is_context else ("", ())
         said.end_s = chunk.end_s
+        if heard is None or heard.temperature > WARMEST:
+            said.token_ids, said.text, said.words = [], "", ()
+        else:
+            said.text, said.words = heard.text, heard.words
 
     def _settle(self, said: SaidBefore, chunk: SpeechChunk) -> None:
         """Let the last chunk's text be context, but for the words that the next chunk hears again."""

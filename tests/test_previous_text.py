@@ -25,7 +25,7 @@ PLAIN: dict[str, Any] = {**CUTS, "temperatures": (0.0,), "max_new_tokens": 6, "t
 
 
 def whisper_tokenizer() -> Any:
-    tokenizer = tiny_tokenizer("whisper")
+    tokenizer: Any = tiny_tokenizer("whisper")
     tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, "<|startofprev|>"]})
     assert tokenizer.convert_tokens_to_ids("<|startofprev|>") == START < VOCABULARY
     return tokenizer

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -198,7 +199,7 @@ def test_a_whisper_folder_works_as_a_baseline(tmp_path, clips, capsys):
 
     save_encoder(tmp_path / "whisper", "whisper", max_source_positions=50)
     WhisperFeatureExtractor(feature_size=MELS, chunk_length=1).save_pretrained(tmp_path / "whisper")
-    tokenizer = tiny_tokenizer("whisper")
+    tokenizer: Any = tiny_tokenizer("whisper")
     tokenizer.add_special_tokens({"extra_special_tokens": [*tokenizer.extra_special_tokens, "<|startofprev|>"]})
     tokenizer.save_pretrained(tmp_path / "whisper")
     assert transcribe(clips, "--model", tmp_path / "whisper") == 0
