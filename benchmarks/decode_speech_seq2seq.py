@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
-from transformers import BertConfig, SpeechEncoderDecoderModel, Wav2Vec2Config
+from transformers import BertConfig, Wav2Vec2Config
 
 from speechgraft import SpeechSeq2SeqConfig, SpeechSeq2SeqModel
 
@@ -43,8 +43,8 @@ ENCODERS = {
 }
 
 
-def build(encoder: str, **fields: Any) -> tuple[SpeechSeq2SeqModel, SpeechEncoderDecoderModel | None]:
-    """Our model and the native one, sharing every weight; the latter has no place for a CTC head."""
+def build(encoder: str, **fields: Any) -> SpeechSeq2SeqModel:
+    """Our model, with random weights."""
     torch.manual_seed(0)
     config = SpeechSeq2SeqConfig(
         encoder=Wav2Vec2Config(**ENCODERS[encoder]),
@@ -54,9 +54,7 @@ def build(encoder: str, **fields: Any) -> tuple[SpeechSeq2SeqModel, SpeechEncode
         pad_token_id=0,
         **fields,
     )
-    ours = SpeechSeq2SeqModel(config).eval()
-    native = None if ours.config.has_ctc_head else ours.to_native().eval()
-    return ours, native
+    return SpeechSeq2SeqModel(config).eval()
 
 
 def counted(model: torch.nn.Module, generate: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -121,7 +119,8 @@ def interleaved(
 
 def compare(encoder: str, seconds: float, tokens: int, rounds: int, searches: Sequence[int] = (1, 5)) -> None:
     """Print one row for each search and batch size, 1 and 8: medians, their ratio, and whether tokens agree."""
-    ours, native = build(encoder)
+    ours = build(encoder)
+    native: Any = ours.to_native().eval()  # shares every weight
     threads = torch.get_num_threads()
     print(f"\nwav2vec2-{encoder} + bert-base, {seconds:g} s of audio, {tokens} tokens, {threads} threads")
     encoders = {"native": Stopwatch(native.encoder), "ours": Stopwatch(ours.encoder.backbone)}
@@ -171,7 +170,7 @@ class _TimedProducts(TorchDispatchMode):
 
 def share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
     """Print the share of a greedy decode step that is not the decoder's own matrix products and attention."""
-    ours, _ = build(encoder)
+    ours = build(encoder)
     audio = torch.randn(1, int(seconds * SAMPLING_RATE))
     with torch.inference_mode():
         encoded = ours.get_encoder()(input_values=audio)
@@ -219,7 +218,7 @@ def ctc_share(encoder: str, seconds: float, tokens: int, rounds: int) -> None:
     print(f"\nwav2vec2-{encoder} + bert-base, beam 5, {seconds:g} s of audio, {tokens} tokens, {threads} threads")
     print(f"{'':22}{'beam 5 s':>10}{'joint s':>10}{'ratio':>8}")
     for name, letters in (("tokens", None), ("letters", LETTERS)):
-        ours, _ = build(encoder, ctc_weight=0.3, ctc_characters=letters)
+        ours = build(encoder, ctc_weight=0.3, ctc_characters=letters)
         words = _Words(ours.config.vocab_size)
         for batch in (1, 8):
             audio = torch.randn(batch, int(seconds * SAMPLING_RATE), generator=torch.Generator().manual_seed(batch))
