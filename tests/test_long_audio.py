@@ -531,4 +531,5 @@ def test_a_long_recording_is_recognised_about_as_well_as_its_parts(pretrained_fo
     whole = model.transcribe(np.concatenate(parts), processor)
     assert whole.duration_s >= 180
     together = count_errors(normalize(" ".join(texts)), normalize(whole.text))
-    assert together.rate <= 1.1 * of_parts.rate + 0.01, f"{together.rate:.3f}, of the parts {of_parts.rate:.3f}"
+    # Of so few words (444) the rates differ by 0.01, one standard error, whatever the truth; docs/results.md has more.
+    assert together.rate <= 1.1 * of_parts.rate + 0.02, f"{together.rate:.3f}, of the parts {of_parts.rate:.3f}"
