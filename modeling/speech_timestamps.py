@@ -405,7 +405,8 @@ def words_of(
         text: C characters.
         seconds: [C, 2], when each character begins and ends.
         owners: for each character, the first of its tokens and the one behind the last.
-        log_probs: of each token. The probability of a word is the product of its tokens'.
+        log_probs: of each token. The probability of a word is the product of its tokens', but for those that hold
+            punctuation alone: whether a word is right does not hang on it.
         temperature: of their calibration.
         with_characters: keep the characters.
     """
@@ -416,7 +417,8 @@ def words_of(
     words, behind = [], 0
     for match in WORD.finditer(text):
         span = range(*match.span())
-        tokens = sorted({token for at in span for token in range(*owners[at])})
+        spelling = [at for at in span if text[at].isalnum()] or span  # a comma may be doubtful behind a certain word
+        tokens = sorted({token for at in spelling for token in range(*owners[at])})
         characters = [
             TimedWord(text[at], float(start), float(end), sureness(range(*owners[at])), space="")
             for at, (start, end) in zip(span, seconds[span.start : span.stop], strict=True)

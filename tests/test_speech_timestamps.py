@@ -247,8 +247,14 @@ def test_every_kind_of_tokenizer_tells_which_tokens_a_character_comes_from(make,
     assert [word.text for word in found] == words
     assert "".join(word.space + word.text for word in found) == text
     for word in found:  # the probability of its own tokens, those of the space before it included at most
-        tokens = tokenizer(word.text, add_special_tokens=False)["input_ids"]
+        tokens = tokenizer(word.text.rstrip(","), add_special_tokens=False)["input_ids"]
         assert 0.5 ** (len(tokens) + 1) <= word.confidence <= 0.5 ** len([t for t in tokens if t != 5]) + 1e-12
+
+
+def test_a_doubtful_comma_does_not_make_a_certain_word_doubtful():
+    text, owners = "yes, ?", [(0, 1), (0, 1), (0, 1), (1, 2), (2, 2), (2, 3)]
+    found = words_of(text, np.zeros((len(text), 2)), owners, np.log([0.9, 0.2, 0.3]))
+    assert [(word.text, round(word.confidence, 6)) for word in found] == [("yes,", 0.9), ("?", 0.3)]
 
 
 @pytest.mark.slow
