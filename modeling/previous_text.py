@@ -6,12 +6,14 @@ the transcript: `generate()` gives it back to nobody, and whatever scores hypoth
 Shapes: `B` batch, `P` tokens of previous text, padded on the left, `S` text tokens.
 """
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, GenerationMixin
 
 from ..configuration.previous_text_tokens import START_OF_PREVIOUS_TEXT, previous_text_ids, start_of_previous_text
@@ -106,7 +108,7 @@ class PreviousTextMixin(GenerationMixin):
 
     def _counts_positions(self) -> bool:
         """Whether the decoder can be told the positions of its tokens."""
-        return "position_ids" in inspect.signature(cast(Any, self).get_decoder().forward).parameters
+        return _takes_position_ids(type(cast(Any, self).get_decoder()))
 
     def _prepare_generation_config(
         self, generation_config: GenerationConfig | None, prompt_ids: list[list[int]] | None = None, **kwargs: Any
@@ -163,6 +165,11 @@ class PreviousTextMixin(GenerationMixin):
         if mask is not None and mask.dim() == 2 and self._counts_positions():
             kwargs["decoder_position_ids"] = self._positions(mask)
         return cast(Any, super()).prepare_inputs_for_generation(*args, **kwargs)
+
+
+@functools.cache  # every decoding step asks
+def _takes_position_ids(decoder_class: type[nn.Module]) -> bool:
+    return "position_ids" in inspect.signature(decoder_class.forward).parameters
 
 
 def _rows(prompt_ids: Any) -> list[list[int]]:

@@ -8,6 +8,7 @@ Shapes: `B` transcripts, `L` layers, `H` heads, `T` encoder frames, `S` text tok
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -391,6 +392,11 @@ def _characters_of_units(spans: np.ndarray, places: list[int], n_characters: int
     return times
 
 
+def spells(character: str) -> bool:
+    """Whether a word is another one without it: letters, their marks (vowels, in many scripts) and digits."""
+    return unicodedata.category(character)[0] in "LMN"
+
+
 def words_of(
     text: str,
     seconds: np.ndarray,
@@ -417,7 +423,7 @@ def words_of(
     words, behind = [], 0
     for match in WORD.finditer(text):
         span = range(*match.span())
-        spelling = [at for at in span if text[at].isalnum()] or span  # a comma may be doubtful behind a certain word
+        spelling = [at for at in span if spells(text[at])] or span  # a comma may be doubtful behind a certain word
         tokens = sorted({token for at in spelling for token in range(*owners[at])})
         characters = [
             TimedWord(text[at], float(start), float(end), sureness(range(*owners[at])), space="")

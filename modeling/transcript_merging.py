@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .speech_timestamps import WORD, TimedWord
+from .speech_timestamps import WORD, TimedWord, spells
 
 SAME_WORD = 0.6  # likeness of two spellings of one word, at least; "colour" and "color" have 0.91
 TOLERANCE_S = 0.8  # by which the times of one word may differ between two parts
@@ -35,7 +35,7 @@ class TimedSegment:
 
 def bare(word: str) -> str:
     """A word without what two transcripts of it may differ in: case and punctuation."""
-    letters = "".join(character for character in word.casefold() if character.isalnum())
+    letters = "".join(character for character in word.casefold() if spells(character))
     return letters or word
 
 

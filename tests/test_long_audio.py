@@ -255,6 +255,10 @@ def test_right_words_are_those_of_the_best_alignment():
     assert right_words([], ["a"]) == [] and right_words(["a"], []) == [False]
 
 
+def test_words_that_differ_in_a_vowel_sign_are_different_words():
+    assert right_words(["की,"], ["कि"]) == [False] and right_words(["कि,"], ["कि"]) == [True]
+
+
 # With real networks
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
 from tiny_models import randomize
+from tiny_training import arguments
 
 from speechgraft import (
     SpectrogramClassificationConfig,
@@ -203,14 +204,14 @@ def test_what_is_asked_of_the_wrong_network_is_told(tmp_path):
     vit = hf.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
     hf.ViTModel(vit).save_pretrained(tmp_path / "vit")
     build = SpectrogramClassificationModel.from_encoder_pretrained
-    for error, arguments, message in (
+    for error, given, message in (
         (ValueError, {"encoder": tmp_path / "vit", "num_labels": 2}, "vit networks .* audio-spectrogram-.*, resnet"),
         (ValueError, {"encoder": tmp_path / "resnet"}, "labels="),
         (TypeError, {"encoder": tmp_path / "resnet", "num_labels": 2, "encoder_max_length": 9}, "max_length"),
         (TypeError, {"encoder": tmp_path / "resnet", "num_labels": 2, "pooling": "mean"}, "pooling"),
     ):
         with pytest.raises(error, match=message):
-            build(**cast(Any, arguments))
+            build(**cast(Any, given))
     with pytest.raises(ValueError, match="any length already"):
         tiny_classifier("resnet").resize_window(9)
     with pytest.raises(ValueError, match="hold one patch of 4 x 4"):
@@ -429,23 +430,15 @@ def test_trainer_trains_and_accumulates_as_one_batch(tmp_path):
 
     def run(batch_size: int) -> tuple[float, float]:
         model = tiny_classifier()
-        arguments = hf.TrainingArguments(
-            str(tmp_path),
+        options = arguments(
+            tmp_path,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=2,
             gradient_accumulation_steps=4 // batch_size,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            save_strategy="no",
-            logging_steps=1,
             max_steps=1,
-            remove_unused_columns=False,
-            max_grad_norm=1e9,
-            dataloader_pin_memory=False,
         )
         collator = SpeechEncoderCollator(extractor(), model.config)
-        trainer = hf.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
+        trainer = hf.Trainer(model, options, train_dataset=rows, eval_dataset=rows, data_collator=collator)
         trainer.train()
         predicted = trainer.predict(rows)
         assert cast(Any, predicted.predictions).shape == (4, 3) and "test_loss" in (predicted.metrics or {})

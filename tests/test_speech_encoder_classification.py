@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_models import ENCODERS, audio, encoder_config, randomize
+from tiny_training import arguments
 
 from speechgraft import (
     SpeechEncoderCollator,
@@ -129,9 +130,9 @@ def test_any_speech_checkpoint_gives_its_encoder_and_the_head_is_new(model_class
 
 def test_a_head_that_nobody_described_is_refused(tmp_path):
     hf.Wav2Vec2Model(encoder_config("wav2vec2")).save_pretrained(tmp_path)
-    for arguments, message in (({}, "labels="), ({"labels": ["a", "a"]}, "more than once")):
+    for given, message in (({}, "labels="), ({"labels": ["a", "a"]}, "more than once")):
         with pytest.raises(ValueError, match=message):
-            CLIPS.from_encoder_pretrained(tmp_path, **arguments)
+            CLIPS.from_encoder_pretrained(tmp_path, **given)
     with pytest.raises(Exception, match="before an adapter"):
         CLIPS.from_encoder_pretrained(tmp_path, num_labels=3, use_weighted_layer_sum=True, adapter_layers=1)
 
@@ -236,23 +237,15 @@ def test_trainer_trains_and_accumulates_as_one_batch(tmp_path):
             for name, value in vars(module).items():
                 if "dropout" in name and isinstance(value, float):
                     setattr(module, name, 0.0)
-        arguments = hf.TrainingArguments(
-            str(tmp_path),
+        options = arguments(
+            tmp_path,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=2,
             gradient_accumulation_steps=4 // batch_size,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            save_strategy="no",
-            logging_steps=1,
             max_steps=1,
-            remove_unused_columns=False,
-            max_grad_norm=1e9,
-            dataloader_pin_memory=False,
         )
         collator = SpeechEncoderCollator(extractor, model.config)
-        trainer = hf.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, data_collator=collator)
+        trainer = hf.Trainer(model, options, train_dataset=rows, eval_dataset=rows, data_collator=collator)
         trainer.train()
         predicted = trainer.predict(rows)
         assert cast(Any, predicted.predictions).shape == (4, 3) and "test_loss" in (predicted.metrics or {})

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from tiny_models import ENCODERS, MELS, VOCABULARY, WHISPER, audio, encoder_config, labels, randomize, save_encoder
+from tiny_training import arguments
 
 from speechgraft import SpeechEncoderCollator, SpeechEncoderForCTC, SpeechEncoderForCTCConfig, publish_pretrained
 from speechgraft.modeling.sequence_losses import logger as loss_logger
@@ -172,22 +173,14 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
 
     def run(batch_size: int) -> tuple[float, float]:
         model = without_dropout(tiny_ctc(scale=1.0, apply_spec_augment=False))
-        arguments = hf.TrainingArguments(
-            str(tmp_path),
+        options = arguments(
+            tmp_path,
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=4 // batch_size,
-            use_cpu=True,
-            report_to="none",
-            disable_tqdm=True,
-            save_strategy="no",
-            logging_steps=1,
             max_steps=1,
-            remove_unused_columns=False,
-            max_grad_norm=1e9,
-            dataloader_pin_memory=False,
         )
         collator = SpeechEncoderCollator(processor, model.config)
-        trainer = hf.Trainer(model, arguments, train_dataset=rows, data_collator=collator)
+        trainer = hf.Trainer(model, options, train_dataset=rows, data_collator=collator)
         trainer.train()
         return trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"]
 

@@ -255,6 +255,8 @@ def test_a_doubtful_comma_does_not_make_a_certain_word_doubtful():
     text, owners = "yes, ?", [(0, 1), (0, 1), (0, 1), (1, 2), (2, 2), (2, 3)]
     found = words_of(text, np.zeros((len(text), 2)), owners, np.log([0.9, 0.2, 0.3]))
     assert [(word.text, round(word.confidence, 6)) for word in found] == [("yes,", 0.9), ("?", 0.3)]
+    (found,) = words_of("कि", np.zeros((2, 2)), [(0, 1), (1, 2)], np.log([0.9, 0.5]))
+    assert round(found.confidence, 6) == 0.45  # a vowel sign is no punctuation
 
 
 @pytest.mark.slow
