@@ -66,6 +66,7 @@ class MaskCtcMixin:
         encoder_outputs: Any = None,
         threshold: float = DEFAULT_THRESHOLD,
         passes: int = DEFAULT_PASSES,
+        max_new_tokens: int | None = None,
         **named_inputs: torch.Tensor,
     ) -> torch.Tensor:
         """Transcribe a batch in at most `passes` runs of the decoder, however long the texts are.
@@ -78,6 +79,7 @@ class MaskCtcMixin:
             threshold: tokens to which the CTC head gives less probability are masked: 0 for none, above 1 for all.
             passes: runs of the decoder, each of which fills in an equal share of the masked tokens; 0 leaves the
                 transcripts of the CTC head as they are.
+            max_new_tokens: of a transcript; what is longer is cut, as is what exceeds the decoder's positions.
             named_inputs: see `inputs`.
 
         Returns:
@@ -96,6 +98,8 @@ class MaskCtcMixin:
         encoded = model._encode(*audio, attention_mask, encoder_outputs, {})
         logits = model.ctc_head(encoded.last_hidden_state.to(model.ctc_head.weight.dtype))  # [B, T, V]
         heard = greedy_with_confidence(logits.float().log_softmax(-1), encoded.attention_mask, model.ctc_blank)
+        most = _most_tokens(model, max_new_tokens)
+        heard = [(tokens[:most], scores[:most]) for tokens, scores in heard]
         laid_out = _lay_out(model.config, heard, threshold if passes > 0 else 0.0)
         token_ids, real, doubtful = (one.to(logits.device) for one in laid_out)
         return _fill_in(model, encoded, token_ids, real, doubtful, passes)
@@ -109,6 +113,15 @@ def _check_fills_in(model: Any) -> None:
         )
     if model.ctc_head is None or model.config.ctc_vocab_size is not None:
         raise ValueError("Mask-CTC needs a CTC head on the decoder's vocabulary: build the model with ctc_weight")
+
+
+def _most_tokens(model: Any, asked: int | None) -> int | None:
+    """Of a transcript, between start token, prompt and end token; None for any number."""
+    positions = model.family.max_length(model.config.decoder)
+    if positions is None:
+        return asked
+    fitting = positions - 2 - len(model.config.decoder_prompt_token_ids)
+    return fitting if asked is None else min(asked, fitting)
 
 
 def _lay_out(

@@ -58,7 +58,7 @@ class SpeechSeq2SeqCollator:
     def __post_init__(self) -> None:
         _check_agreement(self.processor, self.config)
         if self.max_label_length is None:
-            self.max_label_length = _decoder_positions(self.config.decoder)
+            self.max_label_length = decoder_positions(self.config.decoder)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = self._collate_audio(features)
@@ -199,7 +199,7 @@ def _check_agreement(processor: SpeechSeq2SeqProcessor, config: Any) -> None:
             )
 
 
-def _decoder_positions(decoder: Any) -> int | None:
+def decoder_positions(decoder: Any) -> int | None:
     """How many tokens the decoder has positions for: an upper bound, as some families start counting above 0."""
     for name in ("max_target_positions", "max_position_embeddings"):  # Whisper's decoder; all others
         if isinstance(value := getattr(decoder, name, None), int):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .collation_speech_seq2seq import SpeechSeq2SeqCollator
+from .collation_speech_seq2seq import SpeechSeq2SeqCollator, decoder_positions
 from .processing_speech_seq2seq import IGNORED_LABEL
 
 
@@ -29,6 +29,9 @@ class MaskCtcCollator(SpeechSeq2SeqCollator):
         super().__post_init__()
         if self.config.mask_token_id is None:
             raise ValueError("config.mask_token_id is not set: build the model with mask_token_id=…")
+        positions = decoder_positions(self.config.decoder)
+        if positions is not None:  # the decoder reads start token and labels, where others read all but the last label
+            self.max_label_length = min(positions - 1, self.max_label_length or positions)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(features)

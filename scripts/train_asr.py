@@ -78,6 +78,13 @@ class ModelArguments:
             " single characters: rarer ones cannot be learned (WordPiece tokenizers; 0 keeps all)"
         },
     )
+    non_autoregressive: bool = field(
+        default=False,
+        metadata={
+            "help": "teach the decoder to fill in masked tokens instead of writing one after another, for transcripts"
+            " in a few runs of it (Mask-CTC): needs --set ctc_weight=... and a decoder with a mask token, such as BERT"
+        },
+    )
     freeze: list[str] = field(
         default_factory=list,
         metadata={
@@ -157,6 +164,8 @@ def build(options: ModelArguments, texts: Sequence[str] = ()) -> tuple[Any, Any]
         CommandError: a folder, family or field is not what it should be.
     """
     model, processor = _load(options) if options.model is not None else _warm_start(options, texts)
+    if options.non_autoregressive:
+        fill_in(model, processor)
     freezers = {
         "feature-encoder": model.freeze_feature_encoder,
         "encoder": model.freeze_encoder,
@@ -165,6 +174,26 @@ def build(options: ModelArguments, texts: Sequence[str] = ()) -> tuple[Any, Any]
     for part in options.freeze:
         freezers[part]()
     return model, processor
+
+
+def fill_in(model: Any, processor: Any) -> None:
+    """Make a model one whose decoder fills in masked tokens, with that of its tokenizer.
+
+    Raises:
+        CommandError: the tokenizer has no mask token, or the model nothing that says how many tokens there are.
+    """
+    mask = processor.tokenizer.mask_token_id
+    if mask is None or mask >= model.config.vocab_size:
+        raise CommandError(
+            f"--non_autoregressive: the {model.config.decoder.model_type} decoder's tokenizer has no mask token, which"
+            " hides others until they are filled in: take a decoder that has one, such as BERT or RoBERTa"
+        )
+    if model.ctc_head is None or model.config.ctc_vocab_size is not None:
+        raise CommandError(
+            "--non_autoregressive: a CTC head on the decoder's tokens says how many there are: give --set"
+            " ctc_weight=0.3, and leave --ctc_units characters out"
+        )
+    model.config.mask_token_id = mask
 
 
 def _load(options: ModelArguments) -> tuple[Any, Any]:
@@ -230,12 +259,15 @@ def keep_usable(
 
     if dataset is None:
         return None
+    positions = model.family.max_length(model.config.decoder)
+    if positions is not None and model.config.mask_token_id is not None:
+        positions -= 1  # such a decoder reads the start token and all labels
     with explained(str(source)):
         usable, report = drop_unusable(
             dataset,
             min_duration_s=options.min_duration_s,
             max_duration_s=options.max_duration_s,
-            max_label_length=model.family.max_length(model.config.decoder),
+            max_label_length=positions,
             count_tokens=lambda text: len(processor.label_ids(text)),
             alphabet=processor.ctc_characters if model.config.has_ctc_head else None,
             progress=progress,
@@ -261,6 +293,7 @@ def fine_tune(
     """
     from ..modeling.trainer_speech_seq2seq import SpeechSeq2SeqTrainer
     from ..processing.collation_speech_seq2seq import SpeechSeq2SeqCollator
+    from ..processing.mask_ctc_collation import MaskCtcCollator
     from ..processing.speech_metrics import make_compute_metrics
     from .loading import check_is_model
 
@@ -277,8 +310,13 @@ def fine_tune(
     checks = (data_options, processor, model, training.process_index == 0)
     train = keep_usable(data_options.train, train, *checks)
     validation = keep_usable(data_options.validation, validation, *checks)
+    fills_in = model.config.mask_token_id is not None
+    if fills_in and (training.generation_num_beams or 1) > 1:
+        raise CommandError(
+            "--generation_num_beams: a decoder that fills in masked tokens does not search: leave it out"
+        )
     with explained():
-        collator = SpeechSeq2SeqCollator(processor, model.config)
+        collator = (MaskCtcCollator if fills_in else SpeechSeq2SeqCollator)(processor, model.config)
     trainer = SpeechSeq2SeqTrainer(
         model=model,
         args=training,

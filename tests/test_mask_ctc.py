@@ -75,6 +75,17 @@ def test_without_a_doubt_or_a_pass_the_text_is_that_of_the_ctc_head(model):
     assert len(runs) == 3
 
 
+def test_a_transcript_that_is_too_long_is_cut_and_not_an_error():
+    """Before it has learned to be silent, a CTC head may say more than the decoder has positions for."""
+    short = decoder_config("bert", max_position_embeddings=6)
+    model = lively("wav2vec2-layer", short, ctc_weight=0.3, mask_token_id=MASK)
+    inputs = audio("wav2vec2-layer", 9600, 6400)
+    longest = model.generate_masked(**inputs)
+    assert longest.shape == (2, 6) and (longest[:, -1] == model.config.eos_token_id).all()
+    cut = model.generate_masked(**inputs, max_new_tokens=2, threshold=0.0)
+    assert (cut[:, 3] == model.config.eos_token_id).all() and cut.shape == (2, 4)
+
+
 def test_a_token_is_as_sure_as_its_surest_frame():
     probs = torch.full((1, 6, 4), 0.01)
     for frame, (token, p) in enumerate(((1, 0.5), (1, 0.8), (0, 0.9), (1, 0.6), (2, 0.7), (3, 0.9))):

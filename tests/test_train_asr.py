@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
 import soundfile
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import save_decoder, save_encoder
 from tiny_recognizers import RATE, noise, save_bad_clips, save_clips, save_native, save_recognizer
+from tiny_tokenizers import WORDS
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor, BertTokenizer, Wav2Vec2FeatureExtractor
 
 from speechgraft.scripts.cli import main
@@ -114,6 +116,77 @@ def test_a_vocabulary_of_what_the_transcripts_teach_is_trained_and_saved(clips, 
     tokenizer = AutoProcessor.from_pretrained(tmp_path / "model").tokenizer
     assert "zebra" not in tokenizer.get_vocab()
     assert len(tokenizer) == model.config.vocab_size == model.ctc_head.out_features < 20
+
+
+@pytest.fixture(scope="module")
+def filling_parts(tmp_path_factory) -> list[str]:
+    """Options that warm-start with a decoder whose tokenizer has a mask token."""
+    folder = tmp_path_factory.mktemp("filling")
+    save_encoder(folder / "encoder", "wav2vec2-layer")
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder / "encoder")
+    save_decoder(folder / "decoder", "bert")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}).save_pretrained(folder / "decoder")
+    return ["--encoder", str(folder / "encoder"), "--decoder", str(folder / "decoder")]
+
+
+def test_a_decoder_learns_to_fill_in_and_what_it_fills_in_is_evaluated(filling_parts, clips, tmp_path, capsys):
+    output = tmp_path / "model"
+    options = [
+        "--train",
+        clips,
+        "--validation",
+        clips,
+        "--per_device_eval_batch_size",
+        "4",
+        "--eval_strategy",
+        "steps",
+    ]
+    asked = ["--non_autoregressive", "--set", "ctc_weight=0.3", "--eval_steps", "1"]
+    assert train(output, *filling_parts, *options, *asked) == 0
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(output), AutoProcessor.from_pretrained(output)
+    assert model.config.mask_token_id == 4 == processor.tokenizer.mask_token_id
+    with open(clips / "metadata.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    heard = []
+    for line in lines:
+        inputs = processor(audio=str(clips / line["file_name"]), return_tensors="pt")
+        heard += processor.batch_decode(model.eval().generate_masked(**inputs), skip_special_tokens=True)
+    results = json.loads((output / "eval_results.json").read_text())
+    assert results["eval_wer"] == pytest.approx(jiwer.wer([line["text"] for line in lines], heard))
+    assert results["eval_loss"] > 0
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert {"loss", "decoder_loss", "ctc_loss"} <= set(log[0]) and "eval_wer" in log[1]
+    capsys.readouterr()
+    beams = ["--generation_num_beams", "3"]
+    assert train(tmp_path / "more", "--model", output, "--train", clips, *beams) == 2  # it is known for what it is
+    assert "--generation_num_beams: a decoder that fills in" in told(capsys)
+
+
+def test_a_model_that_writes_from_left_to_right_goes_on_as_one_that_fills_in(filling_parts, clips, tmp_path):
+    first, then = tmp_path / "first", tmp_path / "then"
+    assert train(first, *filling_parts, "--train", clips, "--set", "ctc_weight=0.3") == 0
+    options = ["--train", clips, "--validation", clips, "--generation_max_length", "4", "--learning_rate", "0"]
+    assert train(then, "--model", first, "--non_autoregressive", *options) == 0
+    before, after = weights(first), weights(then)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(then).config.mask_token_id == 4
+    assert AutoModelForSpeechSeq2Seq.from_pretrained(first).config.mask_token_id is None
+    assert train(tmp_path / "last", "--model", then, *options, "--predict_with_generate", "false") == 0
+
+
+def test_transcripts_that_only_a_decoder_from_left_to_right_has_positions_for_are_left_out(
+    filling_parts, tmp_path, caplog
+):
+    clips = save_clips(tmp_path / "clips", 2)
+    positions = 40  # of the tiny decoder
+    with (clips / "metadata.csv").open("a") as file:
+        for index, n_words in enumerate((positions - 2, positions - 1)):
+            soundfile.write(clips / f"long{index}.wav", noise(0.3), RATE)
+            file.write(f"long{index}.wav,{'a ' * n_words}\n")
+    asked = ["--train", clips, "--per_device_train_batch_size", "4", "--set", "ctc_weight=0.3"]
+    assert train(tmp_path / "model", *filling_parts, *asked, "--non_autoregressive") == 0
+    assert "left out 1 of 4 clips" in caplog.text and "long1.wav: 40 tokens, the limit is 39" in caplog.text
 
 
 def test_without_matplotlib_training_ends_well_and_says_what_is_missing(parts, clips, tmp_path, capsys, monkeypatch):
@@ -296,12 +369,22 @@ def test_a_wrong_key_or_value_in_a_file_is_told_with_the_file(content, message, 
         (["{parts}", "--train", "{clips}", "--set", "ctc_weight"], "--set ctc_weight: write NAME=VALUE"),
         (["{parts}", "--train", "{clips}", "--set", "ctc_weight=7"], "ctc_weight is a share between 0 and 1, got 7"),
         (["{parts}", "--train", "{clips}", "--set", "adapter_layers=two"], "'adapter_layers' expected int, got str"),
+        (
+            ["{parts}", "--train", "{clips}", "--set", "ctc_weight=0.3", "--non_autoregressive"],
+            "--non_autoregressive: the bert decoder's tokenizer has no mask token",
+        ),
+        (["{filling}", "--train", "{clips}", "--non_autoregressive"], "--non_autoregressive: a CTC head on the"),
+        (
+            [*("{filling}", "--train", "{clips}", "--non_autoregressive"), *("--set", "ctc_weight=0.3")]
+            + ["--ctc_units", "characters"],
+            "leave --ctc_units characters out",
+        ),
         (["{parts}", "--train", "{clips}", "--feature_extractor", "{tmp}"], "feature extractor of {tmp}"),
     ],
 )
-def test_a_usage_mistake_is_one_line_with_status_2(words, message, parts, clips, tmp_path, capsys):
-    places = {"tmp": tmp_path, "clips": clips}
-    words = [part for word in words for part in (parts if word == "{parts}" else [word.format(**places)])]
+def test_a_usage_mistake_is_one_line_with_status_2(words, message, parts, filling_parts, clips, tmp_path, capsys):
+    places, both = {"tmp": tmp_path, "clips": clips}, {"{parts}": parts, "{filling}": filling_parts}
+    words = [part for word in words for part in (both[word] if word in both else [word.format(**places)])]
     if words[:1] != ["missing.yaml"]:
         words = ["--output_dir", str(tmp_path / "out"), "--max_steps", "1", "--use_cpu", *words]
     assert main(["train-asr", *words]) == 2
