@@ -4,6 +4,7 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lively_models import lively
@@ -14,15 +15,24 @@ from transformers import LogitsProcessor, PreTrainedTokenizerFast
 
 from speechgraft.modeling.ctc_decoding import prefix_beam_search
 from speechgraft.modeling.phrase_biasing import PhraseBiasLogitsProcessor, PhraseTrie
-from speechgraft.processing.hot_words import hot_word_ids
+from speechgraft.processing.hot_words import WeightedHotWords, WordJoints, hot_word_ids
 
 
-def bonus(phrases: dict[tuple[int, ...], float], said: tuple[int, ...], ended: bool) -> float:
-    """By the definition: each token counts the largest weight among the phrases, whole or begun, that it is in."""
+def bonus(phrases: dict[tuple[int, ...], float], said: tuple[int, ...], ended: bool, joints: Any = None) -> float:
+    """By the definition: each token counts the largest weight among the phrases, whole or begun, that it is in.
+
+    With joints, no phrase counts that begins or ends inside a word.
+    """
     counted = [0.0] * len(said)
+    cuts_word = [
+        joints is not None and 0 < place < len(said) and joints.right[said[place - 1]] and joints.left[said[place]]
+        for place in range(len(said) + 1)
+    ]
     for phrase, weight in phrases.items():
         for start in range(len(said)):
             there = said[start : start + len(phrase)]
+            if cuts_word[start] or cuts_word[start + len(there)]:
+                continue
             if there == phrase or (not ended and there == phrase[: len(there)]):
                 for place in range(start, start + len(there)):
                     counted[place] = max(counted[place], weight)
@@ -50,6 +60,29 @@ def test_overlapping_and_nested_phrases_count_as_defined(seed):
         assert found == pytest.approx([*expected, bonus(phrases, said, True) - before])
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_phrases_inside_longer_words_count_for_nothing(seed):
+    rng, random_bits = random.Random(seed), np.random.default_rng(seed)
+    vocabulary, end = 6, 5
+    joints = WordJoints(random_bits.random(vocabulary) < 0.5, random_bits.random(vocabulary) < 0.7)
+    joints.left[end] = False
+    phrases = random_phrases(rng)
+    trie = PhraseTrie(phrases, joints)
+    processor = PhraseBiasLogitsProcessor(WeightedHotWords(phrases, joints), prompt_length=1)
+    for _ in range(10):
+        rows = [tuple(rng.choices(range(5), weights=[3, 3, 3, 1, 1], k=7)) for _ in range(3)]
+        for said in rows:
+            for ended in (True, False):
+                assert trie.bonus(said, ended) == pytest.approx(bonus(phrases, said, ended, joints)), (said, phrases)
+        found = processor(torch.tensor([[9, *said] for said in rows]), torch.zeros(3, vocabulary + 2))
+        for said, scores in zip(rows, found.tolist(), strict=True):
+            before = bonus(phrases, said, False, joints)
+            expected = [bonus(phrases, (*said, token), False, joints) - before for token in range(end)]
+            ending = bonus(phrases, said, True, joints) - before
+            padding = bonus(phrases, (*said, end), False, joints) - before  # the network's logits may be more than ids
+            assert scores == pytest.approx([*expected, ending, padding, padding])
+
+
 def test_what_a_phrase_earned_is_given_back_when_it_is_left():
     processor = PhraseBiasLogitsProcessor([[1, 2, 3]], weight=2.0, prompt_length=0)
     steps = [processor(torch.tensor([said], dtype=torch.long), torch.zeros(1, 6))[0] for said in ([], [1], [1, 2])]
@@ -63,15 +96,15 @@ def test_what_a_phrase_earned_is_given_back_when_it_is_left():
 class NaiveBias(LogitsProcessor):
     """Every token of every hypothesis by the definition, from the beginning."""
 
-    def __init__(self, phrases: dict[tuple[int, ...], float], end: int):
-        self.phrases, self.end = phrases, end
+    def __init__(self, phrases: dict[tuple[int, ...], float], end: int, joints: Any = None):
+        self.phrases, self.end, self.joints = phrases, end, joints
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         rows = [tuple(row[1:]) for row in input_ids.tolist()]
         changes = [
             [
-                bonus(self.phrases, row if token == self.end else (*row, token), token == self.end)
-                - bonus(self.phrases, row, False)
+                bonus(self.phrases, row if token == self.end else (*row, token), token == self.end, self.joints)
+                - bonus(self.phrases, row, False, self.joints)
                 for token in range(scores.shape[-1])
             ]
             for row in rows
@@ -157,6 +190,83 @@ def test_phrases_come_in_every_case_with_and_without_space():
     ]
     written = [tokenizer.decode(ids).strip() for ids in hot_word_ids(tokenizer, ["new  york", "McKay"])]
     assert set(written) == {"new york", "NEW YORK", "New york", "New York", "McKay", "mckay", "MCKAY", "Mckay"}
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["[UNK]", "[SEP]", "cat", "con", "##cat", "##egory", *letters, *(f"##{letter}" for letter in letters)]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", sep_token="[SEP]")
+
+
+def sentence_pieces() -> PreTrainedTokenizerFast:
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -3.0), ("▁cat", -1.0), ("cat", -2.0), ("egory", -1.5)]
+    tokenizer = Tokenizer(models.Unigram([*pieces, *((letter, -9.0) for letter in letters)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def whole_words() -> PreTrainedTokenizerFast:
+    texts = ["[UNK]", "cat", "category", "concat", "cats", "cat's", "cat-like", "ducat,", "cat.", "a"]
+    tokenizer = Tokenizer(models.WordLevel({token: place for place, token in enumerate(texts)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+
+
+def ends_of_words() -> PreTrainedTokenizerFast:
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat", "cat</w>"]
+    merges = [("c", "a"), ("ca", "t"), ("ca", "t</w>")]
+    vocabulary = {token: place for place, token in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+WORDS_OF_CATS = ["cat", "category", "concat", "cats", "cat's", "cat-like", "ducat,", "cat.", "a"]
+
+
+@pytest.mark.parametrize("make_tokenizer", [byte_level, word_pieces, sentence_pieces, whole_words, ends_of_words])
+def test_a_name_gains_nothing_inside_another_word_whatever_the_tokenizer(make_tokenizer):
+    tokenizer, rng = make_tokenizer(), random.Random(0)
+    ids = hot_word_ids(tokenizer, ["cat"])
+    trie, phrases = PhraseTrie({tuple(way): 1.0 for way in ids}, ids.joints), {tuple(way): 1.0 for way in ids}
+    whole = {"cat"} if make_tokenizer is whole_words else {"cat", "cat's", "cat-like", "cat."}
+    for _ in range(60):
+        texts = rng.choices(WORDS_OF_CATS, k=3)
+        said = tuple(tokenizer(" ".join(texts), add_special_tokens=False)["input_ids"])
+        found = trie.bonus(said)
+        assert (found > 0) == any(text in whole for text in texts), texts
+        assert found == bonus(phrases, said, True, ids.joints)
+
+
+def test_words_without_spaces_may_follow_each_other():
+    tokens = {token: place for place, token in enumerate(["[UNK]", "##s", "東", "京", "タ", "ไ", "é", "cat", "7"])}
+    tokenizer = Tokenizer(models.WordPiece(tokens, unk_token="[UNK]"))
+    joints = WordJoints.of_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]"))
+    assert joints.right.tolist() == [False, True, False, False, False, False, True, True, True]
+    assert joints.left.tolist() == [False, True, *[False] * 7]
+    byte_tokens = byte_level()
+    byte_tokens.add_tokens(["æĿ", "±", "Ã©"])  # the first two bytes of a Han character, its last; a Latin letter
+    assert WordJoints.of_tokenizer(byte_tokens).left[-3:].tolist() == [False, False, True]
+
+
+def test_search_writes_the_whole_word_and_not_a_longer_one(model):
+    inputs = {name: value[:1] for name, value in audio("wav2vec2-layer", 9600).items()}
+    joints = WordJoints(np.arange(20) >= 10, np.ones(20, dtype=bool))  # tokens 10 to 19 carry words on
+    anywhere = {(7, 11): 4.0}
+    options = {"max_new_tokens": 8, "num_beams": 4, "return_dict_in_generate": True, "output_scores": True}
+    found = model.generate(**inputs, **options, hot_words=WeightedHotWords(anywhere, joints))
+    naive = NaiveBias(anywhere, model.config.eos_token_id, joints)
+    expected = model.generate(**inputs, **options, logits_processor=[naive])
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
 
 
 def test_weights_stay_with_their_phrases_and_unknown_phrases_are_named():
