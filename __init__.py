@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from .modeling.alignment_diagnostics import SpeechAlignment, WordTiming
     from .modeling.confidence_calibration import (
         ConfidenceCalibration,
+        ConfidenceCurve,
         expected_calibration_error,
-        fit_confidence_temperature,
+        fit_confidences,
     )
     from .modeling.ctc_decoding import CtcHypothesis
     from .modeling.language_model_fusion import CausalLanguageModel
@@ -81,6 +82,7 @@ PUBLIC_NAMES = {
     "AudioError": "processing.audio_files",
     "CausalLanguageModel": "modeling.language_model_fusion",
     "ConfidenceCalibration": "modeling.confidence_calibration",
+    "ConfidenceCurve": "modeling.confidence_calibration",
     "CtcHypothesis": "modeling.ctc_decoding",
     "DatasetError": "processing.speech_datasets",
     "GriffinLimVocoder": "modeling.speech_vocoders",
@@ -135,7 +137,7 @@ PUBLIC_NAMES = {
     "drop_unusable": "processing.speech_datasets",
     "expected_calibration_error": "modeling.confidence_calibration",
     "extract_log_mel": "processing.mel_spectrograms",
-    "fit_confidence_temperature": "modeling.confidence_calibration",
+    "fit_confidences": "modeling.confidence_calibration",
     "hot_word_ids": "processing.hot_words",
     "load_audio": "processing.audio_files",
     "load_speaker_embedding": "processing.speaker_embeddings",

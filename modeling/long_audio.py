@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from .confidence_calibration import ConfidenceCalibration, fit_confidence_temperature
+from .confidence_calibration import ConfidenceCalibration, ConfidenceCurve, fit_confidences
 from .previous_text import PreviousTextPrompts, SaidBefore
 from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence, sounding_s
 from .speech_timestamps import METHODS, WORD, TimedWord, rows_of, time_words
@@ -252,7 +252,7 @@ class LongAudioTranscriber:
         if beams is None:
             beams = max(options.n_best, model.generation_config.num_beams or 1)
         self.num_beams = beams
-        self.temperature = float(getattr(model.generation_config, "confidence_temperature", None) or 1.0)
+        self.confidence_curve = ConfidenceCurve.of(model.generation_config)
 
     def __call__(self, recordings: Iterable[Any]) -> Iterator[Transcription | Exception]:
         """Transcribe recordings.
@@ -457,7 +457,7 @@ class LongAudioTranscriber:
             [chunk.duration_s for chunk in chunks],
             method=options.timing if needed else None,
             with_characters=options.timestamps == "char",
-            temperature=self.temperature,
+            confidence_curve=self.confidence_curve,
             prompt_ids=[told for _, told in copies],
         )
         return [
@@ -640,9 +640,9 @@ class TranscribesAudio:
         encoded = model.get_encoder()(**inputs)
         ids = [model.config.decoder_start_token_id, *processor.label_ids(text)]
         sequences = torch.tensor([ids], device=model.device)
-        temperature = float(getattr(model.generation_config, "confidence_temperature", None) or 1.0)
+        curve = ConfidenceCurve.of(model.generation_config)
         ((_, words, _),) = time_words(
-            model, processor, encoded, sequences, [len(waveform) / rate], timing, with_characters, temperature
+            model, processor, encoded, sequences, [len(waveform) / rate], timing, with_characters, curve
         )
         return words
 
@@ -651,8 +651,9 @@ class TranscribesAudio:
     ) -> ConfidenceCalibration:
         """Fit the confidences of words to how often words are right, on recordings that the model was not trained on.
 
-        The temperature is kept in `generation_config.confidence_temperature`, saved with the model, and used by
-        `transcribe()` from then on.
+        What is fitted, see `confidence_calibration`, is kept in `generation_config.confidence_calibration`, saved with
+        the model, and used by `transcribe()` and `align()` from then on. It holds for the way of decoding that
+        `options` tell: another `ctc_weight` wants it fitted again.
 
         Args:
             recordings: some hundred utterances, anything that the processor reads.
@@ -661,22 +662,26 @@ class TranscribesAudio:
             options: of `transcribe()`.
 
         Returns:
-            The temperature, and the expected calibration error before and after.
+            The curve, and the expected calibration error before and after.
 
         Raises:
             ValueError: no word was recognised, or there are not as many texts as recordings.
         """
         model: Any = self
-        model.generation_config.confidence_temperature = 1.0
+        curve = ConfidenceCurve.of(model.generation_config)
+        ConfidenceCurve().keep_in(model.generation_config)
         sure: list[float] = []
         right: list[bool] = []
-        heard = self.transcribe(list(recordings), processor, **{"timestamps": "word", **options})
-        for transcription, text in zip(heard, texts, strict=True):
-            words = transcription.words
-            sure += [word.confidence for word in words]
-            right += right_words([word.text for word in words], WORD.findall(text))
-        calibration = fit_confidence_temperature(sure, right)
-        model.generation_config.confidence_temperature = calibration.temperature
+        try:
+            heard = self.transcribe(list(recordings), processor, **{"timestamps": "word", **options})
+            for transcription, text in zip(heard, texts, strict=True):
+                words = transcription.words
+                sure += [word.confidence for word in words]
+                right += right_words([word.text for word in words], WORD.findall(text))
+            calibration = fit_confidences(sure, right)
+            curve = calibration.curve
+        finally:  # where nothing was found, all is as it was
+            curve.keep_in(model.generation_config)
         return calibration
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .attention_alignment import align_attention
-from .confidence_calibration import calibrated
+from .confidence_calibration import ConfidenceCurve
 from .ctc_alignment import align_ctc
 from .sequence_losses import IGNORED_LABEL
 
@@ -201,7 +201,7 @@ def time_words(
     durations_s: Sequence[float],
     method: str | None = "auto",
     with_characters: bool = False,
-    temperature: float = 1.0,
+    confidence_curve: ConfidenceCurve | None = None,
     prompt_ids: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[str, list[TimedWord], ScoredText]]:
     """Texts, the words of each with their times, and how the decoder scores them.
@@ -217,7 +217,7 @@ def time_words(
         method: "ctc", "attention", or "auto" for the first that the model has; None spreads words over the recording,
             which costs nothing.
         with_characters: also give the times of each word's characters.
-        temperature: divides the log odds of each confidence, as fitted by `fit_confidence_temperature`.
+        confidence_curve: makes confidences of probabilities, as `fit_confidences` does; None takes them as they are.
         prompt_ids: what the decoder was told before each of them, see `PreviousTextMixin.generate`.
 
     Raises:
@@ -250,7 +250,7 @@ def time_words(
         )
         seconds = np.minimum(of_characters * frame_s, durations_s[row])
         log_probs = np.array(scored[row].log_probs)
-        words = words_of(text, seconds, owners, log_probs, temperature, with_characters)
+        words = words_of(text, seconds, owners, log_probs, confidence_curve, with_characters)
         results.append((text, words, scored[row]))
     return results
 
@@ -402,7 +402,7 @@ def words_of(
     seconds: np.ndarray,
     owners: list[tuple[int, int]],
     log_probs: np.ndarray,
-    temperature: float = 1.0,
+    confidence_curve: ConfidenceCurve | None = None,
     with_characters: bool = False,
 ) -> list[TimedWord]:
     """The words of a text, with the times of their characters.
@@ -413,12 +413,13 @@ def words_of(
         owners: for each character, the first of its tokens and the one behind the last.
         log_probs: of each token. The probability of a word is the product of its tokens', but for those that hold
             punctuation alone: whether a word is right does not hang on it.
-        temperature: of their calibration.
+        confidence_curve: of their calibration.
         with_characters: keep the characters.
     """
+    curve = confidence_curve or ConfidenceCurve()
 
     def sureness(tokens: Iterable[int]) -> float:
-        return float(calibrated(np.exp(log_probs[list(tokens)].sum()), temperature))
+        return float(curve(np.exp(log_probs[list(tokens)].sum())))
 
     words, behind = [], 0
     for match in WORD.finditer(text):

@@ -20,6 +20,7 @@ from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 from speechgraft import AudioError, SpeechSeq2SeqModel, SpeechSeq2SeqProcessor
 from speechgraft.modeling import long_audio
+from speechgraft.modeling.confidence_calibration import ConfidenceCurve
 from speechgraft.modeling.long_audio import DurationLimit, LongAudioTranscriber, TranscriptionOptions
 from speechgraft.modeling.speech_chunks import SpeechChunk, cut_at_silence
 from speechgraft.modeling.speech_timestamps import TimedWord
@@ -503,16 +504,35 @@ def test_confidences_are_calibrated_on_validation_data_and_stay_so(tmp_path):
     texts = [one.text if place % 2 else "d d d" for place, one in enumerate(found)]
     calibration = model.calibrate_confidence(recordings, texts, processor, **SURE)
     n_words = sum(len(one.words) for one in found)
-    assert calibration.n_words == n_words and calibration.temperature != 1
+    assert calibration.n_words == n_words and calibration.curve != ConfidenceCurve()
     again = model.transcribe(recordings, processor, **SURE)
     plain_ones, calibrated_ones = ([word.confidence for one in each for word in one.words] for each in (found, again))
     for plain, calibrated in zip(plain_ones, calibrated_ones, strict=True):
-        odds = np.log(plain / (1 - plain)) / calibration.temperature
+        doubtful, sure, bias = calibration.curve.numbers
+        odds = doubtful * np.log(plain) - sure * np.log(1 - plain) + bias
         assert calibrated == pytest.approx(1 / (1 + np.exp(-odds)), abs=1e-6)
+    with pytest.raises(ValueError, match="shorter|argument 2"):
+        model.calibrate_confidence(recordings, texts[:1], processor, **SURE)
+    assert ConfidenceCurve.of(model.generation_config) == calibration.curve
     model.save_pretrained(tmp_path)
     loaded: Any = SpeechSeq2SeqModel.from_pretrained(tmp_path)
+    assert loaded.generation_config.confidence_calibration == calibration.curve.numbers
     kept = loaded.transcribe(recordings, processor, **SURE)
     assert [one.confidence for one in kept] == pytest.approx([one.confidence for one in again], abs=1e-6)
+
+
+def test_checkpoints_with_a_temperature_alone_keep_their_confidences(tmp_path):
+    model, processor = recognizer()
+    recordings = [clip[:RATE] for clip in clips()[:1]]
+    plain = [word.confidence for word in model.transcribe(recordings, processor, **SURE)[0].words]
+    model.generation_config.confidence_temperature = 2.0
+    model.save_pretrained(tmp_path)
+    loaded: Any = SpeechSeq2SeqModel.from_pretrained(tmp_path)
+    found = [word.confidence for word in loaded.transcribe(recordings, processor, **SURE)[0].words]
+    expected = [1 / (1 + ((1 - sure) / sure) ** 0.5) for sure in plain]
+    assert plain and found == pytest.approx(expected, abs=1e-6)
+    loaded.calibrate_confidence(recordings, ["a b"], processor, **SURE)
+    assert loaded.generation_config.confidence_temperature is None
 
 
 @pytest.mark.slow
