@@ -16,6 +16,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .confidence_calibration import ConfidenceCalibration, ConfidenceCurve, fit_confidences
+from .mask_ctc import FILLING_ARGUMENTS
 from .previous_text import PreviousTextPrompts, SaidBefore
 from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence, sounding_s
 from .speech_timestamps import METHODS, WORD, TimedWord, rows_of, time_words
@@ -65,7 +66,8 @@ class TranscriptionOptions:
             on, but so may mistakes. Chunks of one recording then wait for each other; a batch has those of several.
         initial_prompt: text to tell such a decoder before each chunk, in front of what was said: names, spelling,
             style. It is no part of the transcript.
-        generate_kwargs: further arguments of `generate()`, such as `language_model` and `hot_words`.
+        generate_kwargs: further arguments of `generate()`, such as `language_model` and `hot_words`; of
+            `generate_masked()` where the decoder fills in masked tokens. Such a one neither searches nor samples.
     """
 
     batch_size: int = 8
@@ -242,6 +244,9 @@ class LongAudioTranscriber:
             options = replace(options, max_chunk_s=window_s, min_chunk_s=shortest, overlap_s=overlap_s)
         if options.ctc_weight and model.ctc_head is None:
             raise ValueError(f"ctc_weight={options.ctc_weight:g}: the model was trained without a CTC head")
+        self.fills_in = getattr(getattr(model, "config", None), "mask_token_id", None) is not None
+        if self.fills_in:
+            options = _without_search(options)
         self.options = options
         self.prompts = None
         if options.condition_on_previous_text or options.initial_prompt:
@@ -388,6 +393,8 @@ class LongAudioTranscriber:
     def _search(
         self, encoded: Any, chunks: Sequence[SpeechChunk], temperature: float, told: Sequence[Sequence[int]]
     ) -> list[list[_Heard]]:
+        if self.fills_in:
+            return self._fill_in(encoded, chunks)
         options, n_best = self.options, self.options.n_best
         width = max(map(len, told))
         before = width + 1 + len(self.model.config.decoder_prompt_token_ids)
@@ -412,6 +419,15 @@ class LongAudioTranscriber:
         heard = self._read(rows_of(encoded, rows), output.sequences, copies, scores, temperature)
         found = [heard[row : row + n_best] for row in range(0, len(heard), n_best)]
         return [sorted(one, key=lambda hypothesis: -hypothesis.score) for one in found]
+
+    def _fill_in(self, encoded: Any, chunks: Sequence[SpeechChunk]) -> list[list[_Heard]]:
+        """The one hypothesis of each chunk, by a decoder that fills in masked tokens."""
+        options = self.options
+        sequences = self.model.generate_masked(
+            encoder_outputs=encoded, max_new_tokens=options.max_new_tokens, **options.generate_kwargs
+        )
+        copies = [(chunk, ()) for chunk in chunks]
+        return [[one] for one in self._read(encoded, sequences, copies, [None] * len(chunks), 0.0)]
 
     def _most_tokens(self, limits: Sequence[int]) -> int:
         """That any of some transcripts may have, behind the start token and the prompt."""
@@ -499,6 +515,28 @@ class LongAudioTranscriber:
             segments = [replace(segment, words=()) for segment in segments]
         sure = sum(word.confidence for word in words) / len(words) if words else 0.0
         return Transcription(best.text, tuple(segments), duration_s, sure, tuple(hypotheses))
+
+
+def _without_search(options: TranscriptionOptions) -> TranscriptionOptions:
+    """As asked for, of a decoder that fills in masked tokens.
+
+    Raises:
+        ValueError: what was asked for is a matter of searching, sampling, or going on from a text.
+    """
+    asked = {
+        "num_beams": (options.num_beams or 1) > 1,
+        "n_best": options.n_best > 1,
+        "ctc_weight": bool(options.ctc_weight),
+        "temperatures": options.temperatures not in ((0.0,), TranscriptionOptions.temperatures),
+        "condition_on_previous_text": options.condition_on_previous_text,
+        "initial_prompt": options.initial_prompt is not None,
+        **{name: name not in FILLING_ARGUMENTS for name in options.generate_kwargs},
+    }
+    if refused := [name for name, is_asked in asked.items() if is_asked]:
+        raise ValueError(
+            f"{', '.join(refused)}: the decoder fills in masked tokens, it does not search: leave this out"
+        )
+    return replace(options, num_beams=1, temperatures=(0.0,))
 
 
 class _CountedBlocks:

@@ -15,6 +15,7 @@ import torch
 
 DEFAULT_THRESHOLD = 0.999  # of the paper
 DEFAULT_PASSES = 10
+FILLING_ARGUMENTS = ("passes", "threshold")  # of generate_masked(): how it decodes
 
 
 def see_both_sides(inputs: torch.Tensor, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

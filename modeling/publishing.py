@@ -146,7 +146,9 @@ def _usage(model: Any) -> str:
         return SPEAKING_USAGE
     if "AutoModelForAudioFrameClassification" in model.published_as:
         return FRAME_USAGE
-    return USAGE if hasattr(model.config, "decoder") else ENCODER_USAGE
+    if not hasattr(model.config, "decoder"):
+        return ENCODER_USAGE
+    return USAGE if model.config.mask_token_id is None else USAGE.replace("model.generate(", "model.generate_masked(")
 
 
 def _description(model: Any) -> str:
@@ -167,6 +169,7 @@ def _description(model: Any) -> str:
         )
     encoder, decoder = model.config.encoder.model_type, model.config.decoder.model_type
     ctc = ", trained jointly with CTC" if model.config.has_ctc_head else ""
+    ctc += ", which fills in masked tokens" if model.config.mask_token_id is not None else ""
     return (
         f"Speech to text: a {encoder} speech encoder grafted onto a {decoder} text decoder{ctc}; {size:.0f} million "
         "parameters. Made with [speechgraft](https://pypi.org/project/speechgraft)."

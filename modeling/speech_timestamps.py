@@ -58,7 +58,7 @@ class ScoredText:
         token_ids: of the text, without start, prompt, end and other special tokens.
         places: of these in the sequence.
         log_probs: log probability of each of them, given all before it.
-        mean_log_prob: of a token; the end token counts, where the sequence has one.
+        mean_log_prob: of a token; the end token counts, where the sequence has one and the decoder chose it.
         no_speech_prob: probability that the decoder gives to there being no speech, where its vocabulary has a token
             for that (Whisper's has), else 0.
         attentions: cross-attention [L * H, S + 1, T] of the steps that chose these tokens, and of the one behind them,
@@ -108,6 +108,8 @@ def score_texts(
 ) -> list[ScoredText]:
     """What the decoder makes of texts that it, or somebody else, wrote.
 
+    A decoder that fills in masked tokens is asked for every other token at once, given those between them.
+
     Args:
         model: a `SpeechSeq2SeqModel`.
         tokenizer: of its decoder.
@@ -130,6 +132,8 @@ def _read_again(
     model: Any, encoded: Any, sequences: torch.Tensor, prompt_ids: Sequence[Sequence[int]] | None, **options: Any
 ) -> Any:
     """The model's output for sequences [B, S], of which each step knows what came before."""
+    if model.config.mask_token_id is not None:
+        return _read_masked(model, encoded, sequences, **options)
     if not prompt_ids or not any(prompt_ids):
         return model(decoder_input_ids=sequences, encoder_outputs=encoded, use_cache=False, **options)
     arguments = model.behind_previous_text(sequences, prompt_ids)
@@ -139,6 +143,37 @@ def _read_again(
     if output.cross_attentions is not None:
         output.cross_attentions = tuple(layer[:, :, own:] for layer in output.cross_attentions)
     return output
+
+
+def _read_masked(model: Any, encoded: Any, sequences: torch.Tensor, **options: Any) -> Any:
+    """As `_read_again`: the step before each token tells what a decoder that fills in makes of it, once it is masked.
+
+    Half of the tokens are masked at a time, so that each has its neighbours, as while it was learned.
+    """
+    config = model.config
+    ends = torch.tensor(config.eos_token_id, device=sequences.device)
+    behind = torch.isin(sequences, ends).long().cumsum(dim=1) - torch.isin(sequences, ends).long() > 0  # [B, S]
+    place = torch.arange(sequences.shape[1], device=sequences.device)
+    is_text = (place > len(config.decoder_prompt_token_ids)) & ~behind & ~torch.isin(sequences, ends)
+    halves = []
+    for odd in (False, True):
+        hidden = sequences.masked_fill(is_text & (place % 2 == odd), config.mask_token_id)
+        halves.append(
+            model(
+                decoder_input_ids=hidden,
+                decoder_attention_mask=(~behind).long(),
+                encoder_outputs=encoded,
+                use_cache=False,
+                **options,
+            )
+        )
+    even, odd = halves
+    is_odd = (place % 2 == 1)[:, None]
+    even.logits = torch.where(is_odd, odd.logits, even.logits).roll(-1, dims=1)  # [B, S, V]
+    if even.cross_attentions is not None:  # [B, H, S, T] of each layer
+        pairs = zip(even.cross_attentions, odd.cross_attentions, strict=True)
+        even.cross_attentions = tuple(torch.where(is_odd, two, one).roll(-1, dims=2) for one, two in pairs)
+    return even
 
 
 def rows_of(encoded: Any, index: torch.Tensor) -> Any:
@@ -160,7 +195,8 @@ def _scored(model: Any, tokenizer: Any, sequences: torch.Tensor, output: Any) ->
         places, stop = _text_places(model, tokenizer, sequence)
         scores = chosen[row].tolist()
         first = 1 + len(model.config.decoder_prompt_token_ids)
-        counted = scores[first - 1 : stop]
+        told = stop - 1 if model.config.mask_token_id is not None else stop  # such a decoder knows where the end is
+        counted = scores[first - 1 : told]
         yield ScoredText(
             token_ids=[sequence[place] for place in places],
             places=places,

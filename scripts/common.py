@@ -107,6 +107,14 @@ def positive(value: str) -> int:
     return number
 
 
+def natural(value: str) -> int:
+    """An option's value that counts something, of which there may be none."""
+    number = int(value)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {number}")
+    return number
+
+
 def positive_number(value: str) -> float:
     """An option's value that measures something."""
     number = float(value)
@@ -327,5 +335,18 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: floa
         type=positive_number,
         metavar="NATS",
         help="by how much each token of them becomes likelier (default: 1.5)",
+    )
+    group.add_argument(
+        "--passes",
+        type=natural,
+        metavar="N",
+        help="runs of a decoder that fills in masked tokens (train-asr --non_autoregressive); 0 for what the CTC head "
+        "alone hears (default: 10)",
+    )
+    group.add_argument(
+        "--mask-threshold",
+        type=share,
+        metavar="SHARE",
+        help="such a decoder fills in anew the tokens of the CTC head that are less probable (default: 0.999)",
     )
     return group

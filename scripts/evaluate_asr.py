@@ -117,13 +117,13 @@ def measure(
     Returns:
         The results, and for each number of beams the errors of every utterance.
     """
-    from .loading import fusion_arguments, load_model, load_processor
+    from .loading import decoding_arguments, load_model, load_processor
     from .transcribe import report
     from .transcription import DecodingOptions, Transcriber
 
     model = load_model(args.model, args.dtype, args.attn, args.device)
     processor = load_processor(args.processor or args.model, model)
-    fused = fusion_arguments(args, processor)
+    asked = decoding_arguments(args, model, processor)
     total = None if args.streaming else len(dataset)
     results, utterances = [], {}
     for num_beams in dict.fromkeys(args.num_beams):
@@ -133,7 +133,7 @@ def measure(
             max_new_tokens=args.max_new_tokens,
             max_duration_s=args.max_duration_s,
             ctc_weight=args.ctc_weight,
-            generate_kwargs=fused,
+            generate_kwargs=asked,
         )
         transcriber = Transcriber(model, processor, options)
         told = None if results else skipped  # what cannot be used is told once

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
+from ..modeling.long_audio import TranscriptionOptions
 from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
 from ..modeling.modeling_text_to_spectrogram import TextToSpectrogramModel
 from ..modeling.ngram_language_model import NgramLanguageModel
@@ -20,6 +21,16 @@ from .common import CommandError, explained, one_line
 
 OWN_MODEL_TYPES = {SpeechSeq2SeqConfig.model_type, NATIVE_MODEL_TYPE}
 COUNTED_ORDER = 5  # tokens in the longest n-grams that are counted from a text
+# Options of the commands for decoders that fill in masked tokens, and the arguments of generate_masked().
+FILLING_OPTIONS = {"passes": "passes", "mask_threshold": "threshold"}
+# Options for all others, with values that ask for nothing.
+SEARCHING_OPTIONS: dict[str, tuple[Any, ...]] = {
+    "num_beams": (1, [1]),
+    "nbest": (1,),
+    "temperatures": ((0.0,), TranscriptionOptions.temperatures),
+    **dict.fromkeys(("ctc_weight", "language_model", "language_model_weight", "hot_words", "hot_word_weight"), ()),
+    **dict.fromkeys(("condition_on_previous_text", "initial_prompt"), ()),
+}
 SYNTHESIZER_TYPES = {TextToSpectrogramConfig.model_type, NATIVE_TTS_MODEL_TYPE}
 
 
@@ -174,6 +185,33 @@ def load_language_model(source: str, processor: SpeechSeq2SeqProcessor, device: 
         return _placed(AutoModelForCausalLM.from_pretrained(source), device)
 
 
+def decoding_arguments(args: Any, model: SpeechSeq2SeqModel, processor: SpeechSeq2SeqProcessor) -> dict[str, Any]:
+    """Arguments of `generate()`, or of `generate_masked()`, that a command's options for decoding ask for.
+
+    Raises:
+        CommandError: an option is for another kind of decoder; see also `fusion_arguments`.
+    """
+    filling = {name: getattr(args, option) for option, name in FILLING_OPTIONS.items()}
+    if model.config.mask_token_id is None:
+        if given := [option for option, name in FILLING_OPTIONS.items() if filling[name] is not None]:
+            raise CommandError(
+                f"{_spelled(given[0])}: the model's decoder writes from left to right, it fills nothing in: leave the "
+                "option out"
+            )
+        return fusion_arguments(args, processor)
+    for option, harmless in SEARCHING_OPTIONS.items():
+        if getattr(args, option, None) not in (None, False, *harmless):
+            raise CommandError(
+                f"{_spelled(option)}: the model's decoder fills in masked tokens, it does not search: leave the "
+                "option out"
+            )
+    return {name: value for name, value in filling.items() if value is not None}
+
+
+def _spelled(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
+
+
 def fusion_arguments(args: Any, processor: SpeechSeq2SeqProcessor) -> dict[str, Any]:
     """Arguments of `generate()` for the language model and the expected phrases that a command was given.
 
@@ -182,8 +220,7 @@ def fusion_arguments(args: Any, processor: SpeechSeq2SeqProcessor) -> dict[str, 
     """
     for weight, weighed in (("language_model_weight", "language_model"), ("hot_word_weight", "hot_words")):
         if getattr(args, weight) is not None and getattr(args, weighed) is None:
-            weight, weighed = (f"--{name.replace('_', '-')}" for name in (weight, weighed))
-            raise CommandError(f"{weight} is without effect: give {weighed} too")
+            raise CommandError(f"{_spelled(weight)} is without effect: give {_spelled(weighed)} too")
     arguments: dict[str, Any] = {}
     if args.language_model is not None:
         arguments["language_model"] = load_language_model(args.language_model, processor, args.device)

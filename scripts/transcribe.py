@@ -211,7 +211,7 @@ def make_transcriber(args: argparse.Namespace) -> Any:
     """A `LongTranscriber` with the model and the decoding that the options ask for."""
     from ..modeling.long_audio import LongAudioTranscriber, TranscriptionOptions
     from ..modeling.speech_timestamps import timing_method
-    from .loading import fusion_arguments, load_model, load_processor
+    from .loading import decoding_arguments, load_model, load_processor
     from .transcription import LongTranscriber
 
     shortest = min(5.0, args.max_chunk_s / 2)
@@ -237,7 +237,7 @@ def make_transcriber(args: argparse.Namespace) -> Any:
     processor = load_processor(args.processor or args.model, model)
     with explained("--timing"):
         timing_method(model, processor, args.timing)
-    options = replace(options, generate_kwargs=fusion_arguments(args, processor))
+    options = replace(options, generate_kwargs=decoding_arguments(args, model, processor))
     with explained():
         LongAudioTranscriber(model, processor, options)  # tells now what the model has not
     return LongTranscriber(model, processor, options, args.max_duration_s)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..modeling.long_audio import LongAudioTranscriber, Transcription, TranscriptionOptions
+from ..modeling.speech_timestamps import score_texts
 from ..processing.audio_files import AudioError, audio_duration_s, load_audio
 from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
 from ..processing.speech_metrics import RealTimeFactor
@@ -61,7 +62,7 @@ class DecodingOptions:
     """How to transcribe; the commands' help tells the meaning of each.
 
     `num_beams` and `ctc_weight` None take the model's own setting. `n_best` hypotheses need as many beams.
-    `generate_kwargs` are further arguments of `generate()`, such as those of `fusion_arguments`.
+    `generate_kwargs` are further arguments of `generate()`, or of `generate_masked()`: those of `decoding_arguments`.
     """
 
     batch_size: int = 8
@@ -164,6 +165,8 @@ class Transcriber:
     @torch.inference_mode()
     def _generate(self, inputs: Any) -> tuple[list[str], list[float]]:
         """The texts of B recordings, `n_best` for each, and their scores where asked for."""
+        if self.model.config.mask_token_id is not None:
+            return self._fill_in(inputs)
         options = self.options
         length = {}
         if options.max_new_tokens is not None:
@@ -184,6 +187,17 @@ class Transcriber:
         texts = self.processor.batch_decode(output.sequences, skip_special_tokens=True)
         scores = self._scores(output).tolist() if options.with_scores else []
         return [text.strip() for text in texts], scores
+
+    def _fill_in(self, inputs: Any) -> tuple[list[str], list[float]]:
+        """As `_generate`, by a decoder that fills in masked tokens."""
+        options = self.options
+        encoded = self.model.get_encoder()(**inputs)
+        sequences = self.model.generate_masked(
+            encoder_outputs=encoded, max_new_tokens=options.max_new_tokens, **options.generate_kwargs
+        )
+        scored = score_texts(self.model, self.processor.tokenizer, encoded, sequences) if options.with_scores else []
+        texts = self.processor.batch_decode(sequences, skip_special_tokens=True)
+        return [text.strip() for text in texts], [one.mean_log_prob for one in scored]
 
     def _scores(self, output: Any) -> torch.Tensor:
         """Mean log-probability of the tokens generated for each sequence, [B * n_best]; the end token counts."""

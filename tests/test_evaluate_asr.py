@@ -158,6 +158,29 @@ def test_a_language_model_and_hot_words_change_what_is_heard(model, clips, tmp_p
     assert all(word in one for one in heard("--hot-words", word, "--hot-word-weight", 500))
 
 
+def test_a_decoder_that_fills_in_is_measured_by_what_it_fills_in(clips, tmp_path, capsys):
+    filling = str(save_recognizer(tmp_path / "filling", ctc_weight=0.3, mask_token_id=1))
+    processor = SpeechSeq2SeqProcessor.from_pretrained(filling)
+    network = SpeechSeq2SeqModel.from_pretrained(filling).eval()
+    output = tmp_path / "results.json"
+    for options, arguments in (([], {}), (["--passes", 1, "--mask-threshold", 1], {"passes": 1, "threshold": 1.0})):
+        heard = []
+        for path in sorted(clips.glob("*.wav")):
+            ids = network.generate_masked(
+                **processor(audio=str(path), return_tensors="pt"), max_new_tokens=8, **arguments
+            )
+            heard += processor.batch_decode(ids, skip_special_tokens=True)
+        assert evaluate("--data", clips, "--model", filling, "--output", output, *options) == 0
+        document = json.loads(output.read_text())
+        assert [row["hypothesis"] for row in document["utterances"]] == heard
+        assert document["results"][0]["wer"] == pytest.approx(jiwer.wer(TRANSCRIPTS[:5], heard))
+        assert document["results"][0]["rtfx"] > 0
+    for refused in (["--num-beams", 1, 5], ["--ctc-weight", 0.3], ["--hot-words", "a"], ["--language-model", "a"]):
+        capsys.readouterr()
+        assert evaluate("--data", clips, "--model", filling, *refused) == 2
+        assert f"{refused[0]}: the model's decoder fills in masked tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content, fault", [(None, "no such model folder"), ("\n", "no text in this file")])
 def test_a_language_model_that_is_not_there_is_named(content, fault, model, clips, tmp_path, capsys):
     text = tmp_path / "texts.txt"

@@ -13,6 +13,7 @@ from transformers import BertForMaskedLM
 
 from speechgraft import SpeechSeq2SeqModel
 from speechgraft.modeling.mask_ctc import greedy_with_confidence
+from speechgraft.modeling.speech_timestamps import score_texts
 from speechgraft.processing.mask_ctc_collation import MaskCtcCollator, mask_transcripts
 
 MASK = 1  # the tiny BERT tokenizer's unknown token: it has no mask
@@ -84,6 +85,59 @@ def test_a_transcript_that_is_too_long_is_cut_and_not_an_error():
     assert longest.shape == (2, 6) and (longest[:, -1] == model.config.eos_token_id).all()
     cut = model.generate_masked(**inputs, max_new_tokens=2, threshold=0.0)
     assert (cut[:, 3] == model.config.eos_token_id).all() and cut.shape == (2, 4)
+
+
+@pytest.mark.parametrize("with_attentions", [False, True])
+def test_each_token_of_a_text_is_scored_while_it_is_hidden(model, with_attentions):
+    config, inputs = model.config, audio("wav2vec2-layer", 9600, 6400)
+    tokenizer = make("wav2vec2", "bert").tokenizer
+    with torch.no_grad():
+        encoded = model.get_encoder()(**inputs)
+    start, end = config.decoder_start_token_id, config.eos_token_id
+    texts = [[7, 8, 9, 10, 11], [12, 5]]
+    sequences = torch.tensor([[start, *texts[0], end], [start, *texts[1], end, 0, 0, 0]])
+    scored = score_texts(model, tokenizer, encoded, sequences, with_attentions)
+    for row, (text, found) in enumerate(zip(texts, scored, strict=True)):
+        alone = {name: value[row : row + 1, : (9600, 6400)[row]] for name, value in inputs.items()}
+        expected, attentions = [], []
+        for place, token in enumerate(text):
+            hidden = [MASK if other % 2 == place % 2 else token_id for other, token_id in enumerate(text)]
+            with torch.no_grad():
+                told = model(**alone, decoder_input_ids=torch.tensor([[start, *hidden, end]]), output_attentions=True)
+            expected.append(float(told.logits[0, 1 + place].log_softmax(-1)[token]))
+            attentions.append(torch.cat([layer[0, :, 1 + place] for layer in told.cross_attentions[1:]]))
+        assert found.token_ids == text
+        assert found.log_probs == pytest.approx(expected, abs=1e-4)
+        assert found.mean_log_prob == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+        if with_attentions:
+            frames = attentions[0].shape[-1]
+            torch.testing.assert_close(
+                found.attentions[:, :-1, :frames], torch.stack(attentions, 1), rtol=1e-3, atol=1e-5
+            )
+
+
+def test_recordings_of_any_length_are_filled_in_and_what_does_not_apply_is_told(model):
+    processor = make("wav2vec2", "bert")
+    clips = [noise(length_s, seed) for seed, length_s in enumerate((2.3, 0.5, 1.1))]
+    settings = {"min_chunk_s": 0.4, "max_chunk_s": 0.8, "overlap_s": 0.1, "generate_kwargs": {"passes": 3}}
+    together = model.transcribe(clips, processor, batch_size=4, **settings)
+    for clip, found in zip(clips, together, strict=True):
+        alone = model.transcribe(clip, processor, batch_size=1, **settings)
+        assert alone.text == found.text and len(found.text) > 0
+        assert [word.start_s for word in found.words] == pytest.approx([word.start_s for word in alone.words])
+    words = model.align(clips[0], "hello world", processor)
+    assert [word.text for word in words] == ["hello", "world"] and all(0 <= word.confidence <= 1 for word in words)
+    for refused in (
+        {"num_beams": 2},
+        {"n_best": 2, "num_beams": 2},
+        {"ctc_weight": 0.2},
+        {"temperatures": (0.0, 0.5)},
+        {"initial_prompt": "a"},
+        {"generate_kwargs": {"hot_words": [[5]]}},
+    ):
+        name = next(iter(refused.get("generate_kwargs", refused)))
+        with pytest.raises(ValueError, match=rf"{name}.*: the decoder fills in masked tokens"):
+            model.transcribe(clips[0], processor, **refused)
 
 
 def test_a_token_is_as_sure_as_its_surest_frame():

@@ -215,6 +215,62 @@ def test_a_whisper_folder_works_as_a_baseline(tmp_path, clips, capsys):
     assert texts == [one.text for one in model.transcribe(files, processor, **options)]
 
 
+@pytest.fixture(scope="module")
+def filling(tmp_path_factory) -> str:
+    """A model whose decoder fills in masked tokens."""
+    return str(save_recognizer(tmp_path_factory.mktemp("filling") / "model", ctc_weight=0.3, mask_token_id=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ([], {}),
+        (["--passes", "0"], {"passes": 0}),
+        (["--passes", "2", "--mask-threshold", "1"], {"passes": 2, "threshold": 1.0}),
+    ],
+)
+def test_a_decoder_that_fills_in_does_so(options, arguments, filling, clips, capsys):
+    processor = SpeechSeq2SeqProcessor.from_pretrained(filling)
+    network = SpeechSeq2SeqModel.from_pretrained(filling).eval()
+    expected = []
+    for path in sorted(clips.glob("*.wav")):
+        ids = network.generate_masked(**processor(audio=str(path), return_tensors="pt"), max_new_tokens=8, **arguments)
+        expected.append(processor.batch_decode(ids, skip_special_tokens=True)[0].strip())
+    assert len(set(expected)) > 1
+    for batch_size in (1, 5):
+        words = [clips, "--model", filling, "--format", "json", "--timestamps", "word", "--batch-size", batch_size]
+        assert transcribe(*words, *options) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [one["text"] for one in found] == expected
+        for one, text in zip(found, expected, strict=True):
+            words = [word for segment in one["segments"] for word in segment["words"]]
+            assert " ".join(word["text"] for word in words) == text
+            assert all(0 <= word["confidence"] <= 1 for word in words) and one["score"] <= 0
+
+
+def test_a_decoder_that_fills_in_refuses_what_it_would_ignore(filling, model, clips, tmp_path, capsys):
+    lists = {
+        "--num-beams": "2",
+        "--nbest": "2",
+        "--ctc-weight": "0.3",
+        "--hot-words": "hello",
+        "--language-model": str(tmp_path),
+        "--initial-prompt": "a cat",
+        "--temperatures": "0,0.4",
+    }
+    for option, value in lists.items():
+        assert transcribe(clips, "--model", filling, option, value) == 2
+        (line,) = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("speechgraft transcribe: ")
+        ]
+        assert line.endswith(
+            f"{option}: the model's decoder fills in masked tokens, it does not search: leave the option out"
+        )
+    for option, value in (("--passes", "2"), ("--mask-threshold", "0.5")):
+        assert transcribe(clips, "--model", model, option, value) == 2
+        assert f"{option}: the model's decoder writes from left to right" in capsys.readouterr().err
+
+
 def test_subtitles_of_several_recordings_need_a_folder(model, clips, tmp_path, capsys):
     assert transcribe(clips, "--model", model, "--format", "srt") == 2
     assert "--format srt: 5 recordings have a file of subtitles each" in capsys.readouterr().err
