@@ -25,6 +25,14 @@ class SpectrogramClassificationConfig(PublishesItsCode, PreTrainedConfig):
             `num_channels` says whether it reads the spectrogram as one channel, or repeated.
         num_mel_bins: of the spectrograms, which other numbers are refused. None takes an AST's own; a ResNet has
             none and takes 128, what `ASTFeatureExtractor` makes by default.
+        apply_spec_augment: whether SpecAugment (Park et al. 2019) masks the spectrogram in training, where a
+            probability below is above 0. What is masked is 0, the mean of what `ASTFeatureExtractor` normalised.
+        mask_time_prob: expected share of frames to mask, 0 for none. All of the window counts, padding too.
+        mask_time_length: length of one masked span, in frames of 10 ms.
+        mask_time_min_masks: least number of spans in each clip.
+        mask_feature_prob: expected share of mel bins to mask, 0 for none.
+        mask_feature_length: width of one masked span of mel bins.
+        mask_feature_min_masks: least number of spans of mel bins in each clip.
         newly_initialized: names of the modules that no checkpoint supplied when the model was built. Adapters such as
             LoRA must train and save these whole.
 
@@ -43,6 +51,13 @@ class SpectrogramClassificationConfig(PublishesItsCode, PreTrainedConfig):
 
     encoder: Any = None  # a configuration, or a dict or None to make one from; always a configuration afterwards
     num_mel_bins: int | None = None
+    apply_spec_augment: bool = True
+    mask_time_prob: float | int = 0.0
+    mask_time_length: int = 10
+    mask_time_min_masks: int = 2
+    mask_feature_prob: float | int = 0.0
+    mask_feature_length: int = 10
+    mask_feature_min_masks: int = 0
     newly_initialized: list[str] = field(default_factory=list)
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -81,6 +96,17 @@ class SpectrogramClassificationConfig(PublishesItsCode, PreTrainedConfig):
             raise ValueError(f"num_mel_bins={self.num_mel_bins}, but the encoder reads {own}: leave it out")
         if self.num_mel_bins is not None and self.num_mel_bins < 1:
             raise ValueError(f"num_mel_bins must be at least 1, got {self.num_mel_bins}")
+
+    def validate_spec_augment(self) -> None:
+        """Part of the checks that `@strict` runs."""
+        for axis in ("time", "feature"):
+            share = getattr(self, f"mask_{axis}_prob")
+            if not 0 <= share <= 1:
+                raise ValueError(f"mask_{axis}_prob is a probability between 0 and 1, got {share}")
+            for setting, least in (("length", 1), ("min_masks", 0)):
+                value = getattr(self, f"mask_{axis}_{setting}")
+                if value < least:
+                    raise ValueError(f"mask_{axis}_{setting} must be at least {least}, got {value}")
 
     @property
     def hidden_size(self) -> int:

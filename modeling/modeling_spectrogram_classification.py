@@ -27,6 +27,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..configuration.configuration_spectrogram_classification import SpectrogramClassificationConfig
 from .attention_outputs import asked_outputs, eager_attention
 from .modeling_speech_encoder_classification import classification_loss, with_named_labels
+from .spec_augment import mask_spectrogram
 from .speech_encoder_heads import BACKBONE, SpeechEncoderHeadModel
 from .warm_start import _configure, _load, _raise_if_random
 
@@ -230,6 +231,8 @@ class SpectrogramEncoder(nn.Module):
 
     def forward(self, spectrogram: torch.Tensor, **asked: bool) -> tuple[torch.Tensor, Any]:
         """[B, N, M] to one vector of each clip, [B, D], and all that the backbone returned."""
+        if self.training and self.config.apply_spec_augment:
+            spectrogram = mask_spectrogram(spectrogram, self.config)
         image = self.family.image(spectrogram, self.backbone.config)
         with eager_attention(self.backbone, bool(asked.get("output_attentions"))):
             outputs = self.backbone(image, **asked)

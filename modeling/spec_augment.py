@@ -1,6 +1,31 @@
 """SpecAugment (Park et al. 2019) as tensor operations alone, so that a training step compiles without a break."""
 
+from typing import Any
+
 import torch
+
+
+def mask_spectrogram(spectrogram: torch.Tensor, config: Any) -> torch.Tensor:
+    """Silence spans of frames and of mel bins, drawn anew for each clip.
+
+    Args:
+        spectrogram: [B, N, M], normalised: 0 is the mean.
+        config: with the fields `mask_time_prob`, `mask_time_length`, `mask_time_min_masks`, and `mask_feature_…` for
+            mel bins; a probability of 0 masks nothing.
+
+    Returns:
+        [B, N, M].
+    """
+    for dim, axis in ((1, "time"), (2, "feature")):
+        probability, span_length, min_spans = (
+            getattr(config, f"mask_{axis}_{setting}") for setting in ("prob", "length", "min_masks")
+        )
+        if probability > 0:
+            rows, size = spectrogram.shape[0], spectrogram.shape[dim]
+            lengths = torch.full((rows,), size, device=spectrogram.device)
+            masked = span_mask(lengths, size, float(probability), span_length, min_spans)
+            spectrogram = spectrogram.masked_fill(masked.unsqueeze(3 - dim), 0)
+    return spectrogram
 
 
 def span_mask(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from tiny_models import randomize
 from tiny_training import arguments
@@ -504,3 +505,71 @@ def test_half_precision_reads_the_extractors_float32(kind, tmp_path):
         half.resize_window(60)
         assert half.encoder.backbone.embeddings.position_embeddings.dtype == torch.bfloat16
         assert half(spectrograms(frames=60)).logits.isfinite().all()
+
+
+MASKS: dict[str, Any] = {
+    "mask_time_prob": 0.4,
+    "mask_time_length": 5,
+    "mask_feature_prob": 0.3,
+    "mask_feature_length": 2,
+    "mask_feature_min_masks": 1,
+}
+
+
+def seen_by_the_network(model: Any, spectrogram: torch.Tensor) -> torch.Tensor:
+    """What reaches the backbone, as [B, N, M]."""
+    seen = []
+    keep = model.encoder.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(spectrogram)
+    keep.remove()
+    (image,) = seen
+    return image if image.dim() == 3 else image[:, 0].transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_and_mel_bins_are_masked_in_training_alone_and_when_asked(kind):
+    spectrogram = torch.randn(200, FRAMES, MELS)
+    plain, model = tiny_classifier(kind), tiny_classifier(kind, **MASKS)
+    assert torch.equal(model(spectrogram).logits, plain(spectrogram).logits)
+    assert torch.equal(seen_by_the_network(model, spectrogram), spectrogram)
+    assert torch.equal(seen_by_the_network(plain.train(), spectrogram), spectrogram)
+    silent = tiny_classifier(kind, **MASKS, apply_spec_augment=False).train()
+    assert torch.equal(seen_by_the_network(silent, spectrogram), spectrogram)
+
+    seen = seen_by_the_network(model.train(), spectrogram)
+    masked = seen == 0
+    assert torch.equal(seen[~masked], spectrogram[~masked])
+    frames, bins = masked.all(dim=2), masked.all(dim=1)  # [B, N], [B, M]
+    assert torch.equal(masked, frames[:, :, None] | bins[:, None])
+    # Spans of 5 that start independently leave a frame alone as often as none of its 5 starts is drawn.
+    assert 0.25 < frames.float().mean().item() < 0.4 and 0.2 < bins.float().mean().item() < 0.3
+    assert frames.any(dim=1).all() and bins.any(dim=1).all() and not masked.flatten(1).all(dim=1).any()
+    assert (frames[0] != frames[1]).any() and (bins.float().std(dim=0) > 0).all()  # each clip has its own
+
+
+def test_masks_reach_training_and_stay_with_the_model(tmp_path):
+    model = tiny_classifier(**MASKS).train()
+    spectrogram, labels = torch.randn(3, FRAMES, MELS), torch.tensor([0, 1, 2])
+    losses = {model(spectrogram, labels=labels).loss.item() for _ in range(4)}
+    assert len(losses) == 4
+    model(spectrogram, labels=labels).loss.backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in model.parameters() if weight.grad is not None)
+    model.save_pretrained(tmp_path)
+    loaded = SpectrogramClassificationModel.from_pretrained(tmp_path, mask_time_prob=0.0)
+    assert (loaded.config.mask_time_prob, loaded.config.mask_feature_prob) == (0.0, 0.3)
+    native_model("ast").save_pretrained(tmp_path / "native")
+    warm = SpectrogramClassificationModel.from_encoder_pretrained(str(tmp_path / "native"), num_labels=2, **MASKS)
+    assert warm.config.mask_feature_length == 2 and not hasattr(warm.config.encoder, "mask_time_prob")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"mask_time_prob": 1.5}, "mask_time_prob is a probability between 0 and 1, got 1.5"),
+        ({"mask_feature_length": 0}, "mask_feature_length must be at least 1, got 0"),
+        ({"mask_time_min_masks": -1}, "mask_time_min_masks must be at least 0, got -1"),
+    ],
+)
+def test_masks_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        SpectrogramClassificationConfig(**fields)
