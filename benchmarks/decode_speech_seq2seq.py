@@ -154,7 +154,15 @@ def compare(encoder: str, seconds: float, tokens: int, rounds: int, searches: Se
 class _TimedProducts(TorchDispatchMode):
     """Adds up the time inside matrix products of one step."""
 
-    PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_dot_product_flash_attention_for_cpu")
+    PRODUCTS = (
+        "mm",
+        "addmm",
+        "bmm",
+        "baddbmm",
+        "linear",
+        "_linear_pointwise",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    )
 
     def __init__(self) -> None:
         super().__init__()

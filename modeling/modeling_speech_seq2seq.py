@@ -39,6 +39,7 @@ from .language_prompts import LanguagePromptMixin
 from .long_audio import TranscribesAudio
 from .mask_ctc import MaskCtcMixin, see_both_sides
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
+from .onednn_linear_layers import onednn_linear_layers
 from .previous_text import PreviousTextMixin
 from .publishing import publish_pretrained
 from .score_fusion import ScoreFusionMixin
@@ -756,7 +757,8 @@ class SpeechSeq2SeqModel(
         """
         if tokenizer is not None and tokenizer is not self._tokenizer:
             self._tokenizer, self._known_spelling = tokenizer, None
-        return super().generate(*args, tokenizer=tokenizer, **kwargs)
+        with torch.no_grad(), onednn_linear_layers(self):
+            return super().generate(*args, tokenizer=tokenizer, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> dict[str, Any]:
         """As in Transformers, which hands the tokenizer of `generate` on to the model here."""

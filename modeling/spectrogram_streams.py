@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from .onednn_linear_layers import onednn_linear_layers
 from .spectrogram_decoder import Postnet
 from .speech_vocoders import Vocoder
 
@@ -138,7 +139,7 @@ class SpeechStream(Iterator[torch.Tensor]):
         self._chunks = begin(self)
 
     def __next__(self) -> torch.Tensor:
-        with torch.no_grad(), evaluating(self._model):
+        with torch.no_grad(), evaluating(self._model), onednn_linear_layers(self._model):
             return next(self._chunks)
 
 

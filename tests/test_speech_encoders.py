@@ -23,6 +23,7 @@ from tiny_models import (
 )
 from transformers import AutoModel, BertLMHeadModel, SpeechEncoderDecoderModel, Wav2Vec2ForCTC
 
+from speechgraft.modeling import modeling_speech_encoder
 from speechgraft.modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
 
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
@@ -164,6 +165,35 @@ def test_a_clip_in_a_padded_batch_is_heard_as_it_is_alone(name, adapter_layers):
             farthest = max(farthest, (heard.last_hidden_state[row, : len(alone)] - alone).abs().max().item())
     assert (farthest > 1e-3) if name in NOT_INVARIANT else (farthest < 2e-5)
     assert torch.isfinite(heard.last_hidden_state).all()
+
+
+@every_encoder
+def test_long_clips_are_encoded_one_by_one_to_the_same_states(name, monkeypatch):
+    fixed = False if family_name(name) == "whisper" else None
+    encoder = tiny_model(name, adapter_layers=1, fixed_input_window=fixed).encoder
+    batch = audio(name, 9600, 5123, 16000)
+    if fixed is False:
+        batch = {key: value[..., : 16000 // SAMPLES_PER_FRAME] for key, value in batch.items()}
+    sizes = []
+    encoder.backbone.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(args[0].shape[encoder.family.time_dim]), with_kwargs=True
+    )
+    together = encoder(**batch)  # where gradients are wanted, clips stay together
+    with torch.no_grad():
+        short = encoder(**batch)
+        monkeypatch.setattr(modeling_speech_encoder, "LEAST_FRAMES_ALONE", 1)
+        alone = encoder(**batch)
+        equal = encoder(batch[input_name(name)])  # no mask: all of it is heard
+        asked = encoder(**batch, output_hidden_states=True)
+    lengths, size = batch["attention_mask"].sum(dim=1).tolist(), batch["attention_mask"].shape[1]
+    one_by_one = [size] if name in NOT_INVARIANT else lengths
+    assert sizes == [size, size, *one_by_one, *[size] * 3, size]
+    real = together.attention_mask[..., None]
+    assert alone.last_hidden_state.shape == together.last_hidden_state.shape == equal.last_hidden_state.shape
+    assert torch.equal(alone.attention_mask, together.attention_mask) and asked.hidden_states is not None
+    for states in (alone, short, asked):
+        difference = (states.last_hidden_state - together.last_hidden_state).masked_fill(~real, 0).abs()
+        assert difference.max() < 2e-5
 
 
 @pytest.mark.parametrize("name", ["wav2vec2-conformer", "data2vec-audio", "speech_to_text"])

@@ -1,0 +1,89 @@
+"""Linear layers through oneDNN, where PyTorch would send them elsewhere: the same products, sooner.
+
+On x86 CPUs PyTorch gives products of float32 to MKL, which on many of them takes up to twice as long as oneDNN, the
+library that its convolutions run on. Nothing is packed and nothing kept: weights stay where they are, so that whoever
+changes them gets the changed ones. Sums are taken in another order, so results differ in the last bits of float32.
+
+`torch.backends.mkldnn.flags(enabled=False)` leaves all to MKL.
+"""
+
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import nn
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer while `onednn_linear_layers` is in force."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[..., K] to [..., N]."""
+        if torch.compiler.is_compiling() or not _computes_plainly(input, self.weight):
+            return super().forward(input)
+        return cast(Product, onednn_product())(input, self.weight, self.bias)
+
+
+@contextmanager
+def onednn_linear_layers(module: nn.Module) -> Iterator[None]:
+    """Within it, linear layers that need no gradient and compute in float32 on the CPU do so by oneDNN.
+
+    All others, and layers whose forward somebody else has replaced, stay as they are. Contexts may lie in each other,
+    and threads may share the module. The layers change their class for that time, and nothing else.
+    """
+    changed = []
+    if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or onednn_product() is None):
+        for layer in module.modules():
+            if type(layer) is nn.Linear and "forward" not in vars(layer) and _is_plain(layer.weight):
+                layer.__class__ = OneDnnLinear
+                changed.append(layer)
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.__class__ = nn.Linear
+
+
+def _computes_plainly(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    asked = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not torch.backends.mkldnn.enabled
+    return (
+        not asked and type(states) is torch.Tensor and states.numel() > 0 and _is_plain(states) and _is_plain(weight)
+    )
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it is a matrix of numbers that oneDNN reads as it stands."""
+    return (
+        tensor.is_cpu and tensor.dtype == torch.float32 and tensor.layout == torch.strided and tensor.is_contiguous()
+    )
+
+
+@functools.cache
+def onednn_product() -> Product | None:
+    """oneDNN's [..., K], [N, K], [N] -> [..., N]; None where this PyTorch has none, or the CPU is not an x86.
+
+    The operator is the one that PyTorch's own compiler writes into graphs. It is not part of the public interface, so
+    it is tried before it is trusted.
+    """
+    if platform.machine().lower() not in {"x86_64", "amd64"} or not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        operator = torch.ops.mkldnn._linear_pointwise.default
+
+        def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            return operator(states, weight, bias, "none", [], "")
+
+        states, weight, bias = torch.eye(2)[None], torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(3)
+        right = torch.equal(product(states, weight, bias), (weight.T + 1)[None])
+        right = right and torch.equal(product(states, weight, None), weight.T[None])
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return product if right else None
+
+
+__all__ = ["OneDnnLinear", "onednn_linear_layers", "onednn_product"]
