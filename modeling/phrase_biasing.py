@@ -95,6 +95,7 @@ class PhraseTrie:
 
     def __init__(self, phrases: Mapping[tuple[int, ...], float], joints: Joints | None = None):
         self.joints = joints
+        self._joining = np.flatnonzero(joints.left if joints is not None else [])  # tokens that carry a word on
         self.children: list[dict[int, int]] = [{}]  # by symbol: a token's id, or its complement inside a word
         self.depth = [0]
         self._heaviest, self._ending = [0.0], [0.0]  # weights of the phrases that go through, or end at, a node
@@ -157,7 +158,10 @@ class PhraseTrie:
         return self.children[node].get(symbol, ROOT)
 
     def moves(self, node: int, in_word: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Symbols that lead from a node to another one than the root, and those nodes."""
+        """Symbols that lead from a node to another one than the root, and those nodes.
+
+        Inside a word, tokens that carry it on are other symbols; behind its end there are no such symbols.
+        """
         if (node, in_word) not in self._moves:
             chain = [node]
             while chain[-1] != ROOT:
@@ -165,10 +169,11 @@ class PhraseTrie:
             found: dict[int, int] = {}
             for place in reversed(chain):  # the longest beginning has the last word
                 found.update(self.children[place])
-            if self.joints is not None:
-                found = {s: to for s, to in found.items() if s == self._symbol(max(s, ~s), in_word)}
-            ids = np.array(list(found), dtype=np.int64), np.array(list(found.values()), dtype=np.int64)
-            self._moves[node, in_word] = ids
+            symbols, nodes = (np.array(list(each), dtype=np.int64) for each in (found, found.values()))
+            possible = symbols >= 0
+            if in_word:
+                possible = ~np.isin(symbols, self._joining)
+            self._moves[node, in_word] = symbols[possible], nodes[possible]
         return self._moves[node, in_word]
 
     def start(self) -> PhraseState:

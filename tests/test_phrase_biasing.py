@@ -11,7 +11,7 @@ from lively_models import lively
 from test_processing_speech_seq2seq import make
 from tiny_models import audio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LogitsProcessor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LogitsProcessor, PreTrainedTokenizerFast
 
 from speechgraft.modeling.ctc_decoding import prefix_beam_search
 from speechgraft.modeling.phrase_biasing import PhraseBiasLogitsProcessor, PhraseTrie
@@ -244,6 +244,17 @@ def test_a_name_gains_nothing_inside_another_word_whatever_the_tokenizer(make_to
         found = trie.bonus(said)
         assert (found > 0) == any(text in whole for text in texts), texts
         assert found == bonus(phrases, said, True, ids.joints)
+
+
+@pytest.mark.parametrize("name", ["whisper-tiny.en", "minilm"])
+def test_a_name_gains_nothing_inside_another_word_of_real_tokenizers(name, pretrained_folder):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained_folder(name))
+    ids = hot_word_ids(tokenizer, ["cat", "Kubernetes"])
+    trie = PhraseTrie({tuple(way): 1.0 for way in ids}, ids.joints)
+    for text in ("cat", " cat", "a cat.", "the cat's", 'said "cat"', "kubernetes", "KUBERNETES, too"):
+        assert trie.bonus(tokenizer(text, add_special_tokens=False)["input_ids"]) > 0, text
+    for text in ("category", "concat", "concatenate", "a bobcat", "cats", "kubernetesy", "scat"):
+        assert trie.bonus(tokenizer(text, add_special_tokens=False)["input_ids"]) == 0, text
 
 
 def test_words_without_spaces_may_follow_each_other():
