@@ -234,8 +234,11 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             for a vocabulary of the head's own.
         mask_token_id: token that hides others from a decoder that sees both sides and fills in (Mask-CTC, by
             `generate_masked`); None for a decoder that writes from left to right.
+        max_predicted_length: most tokens of a transcript, without prompt and end token, that a length head can tell
+            from the encoder's output, for a decoder that fills in masked tokens without a CTC head (Mask-Predict).
+            None for a model without a length head.
         newly_initialized: names of the modules that no checkpoint supplied when the model was built: cross-attention,
-            projection, adapter, CTC head. Adapters such as LoRA must train and save these whole.
+            projection, adapter, CTC and length head. Adapters such as LoRA must train and save these whole.
 
     Raises:
         ValueError: a key is unknown.
@@ -252,6 +255,8 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
         "decoder_loss",
         "ctc_loss",
         "ctc_logits",
+        "length_loss",
+        "length_logits",
         "decoder_hidden_states",
         "decoder_attentions",
         "cross_attentions",
@@ -268,6 +273,7 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
     ctc_vocab_size: int | None = None
     ctc_blank_token_id: int | None = None
     mask_token_id: int | None = None
+    max_predicted_length: int | None = None
     newly_initialized: list[str] = field(default_factory=list)
     is_encoder_decoder: bool = True
 
@@ -325,6 +331,17 @@ class SpeechSeq2SeqConfig(SpeechEncoderConfig):
             raise ValueError(
                 f"ctc_vocab_size={self.ctc_vocab_size}, but {len(characters)} ctc_characters and the blank are "
                 f"{len(characters) + 1}"
+            )
+
+    def validate_length_head(self) -> None:
+        """Part of the checks that `@strict` runs."""
+        longest = self.max_predicted_length
+        if longest is not None and longest < 1:
+            raise ValueError(f"max_predicted_length must be at least 1, got {longest}")
+        if longest is not None and self.mask_token_id is None:
+            raise ValueError(
+                f"max_predicted_length={longest}: a decoder that writes from left to right finds the end by itself; "
+                "give mask_token_id too for one that fills in masked tokens"
             )
 
     @property

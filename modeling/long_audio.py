@@ -16,7 +16,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .confidence_calibration import ConfidenceCalibration, ConfidenceCurve, fit_confidences
-from .mask_ctc import FILLING_ARGUMENTS
+from .mask_ctc import FILLING_ARGUMENTS, check_filling_arguments
 from .previous_text import PreviousTextPrompts, SaidBefore
 from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence, sounding_s
 from .speech_timestamps import METHODS, WORD, TimedWord, rows_of, time_words
@@ -247,6 +247,7 @@ class LongAudioTranscriber:
         self.fills_in = getattr(getattr(model, "config", None), "mask_token_id", None) is not None
         if self.fills_in:
             options = _without_search(options)
+            check_filling_arguments(model, **options.generate_kwargs)
         self.options = options
         self.prompts = None
         if options.condition_on_previous_text or options.initial_prompt:

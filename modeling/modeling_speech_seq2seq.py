@@ -38,6 +38,7 @@ from .ctc_spelling import SpelledPrefixScorer, TokenSpelling, token_spelling
 from .language_prompts import LanguagePromptMixin
 from .long_audio import TranscribesAudio
 from .mask_ctc import MaskCtcMixin, see_both_sides
+from .mask_predict import LengthHead, length_loss
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
 from .onednn_linear_layers import onednn_linear_layers
 from .previous_text import PreviousTextMixin
@@ -68,12 +69,16 @@ class SpeechSeq2SeqOutput(Seq2SeqLMOutput):
         decoder_loss: scalar, cross-entropy of the decoder.
         ctc_loss: scalar, loss of the CTC head.
         ctc_logits: [B, T, C].
+        length_loss: scalar, loss of the length head.
+        length_logits: [B, L], of transcripts of 0, 1, … tokens.
         encoder_attention_mask: boolean [B, T].
     """
 
     decoder_loss: torch.Tensor | None = None
     ctc_loss: torch.Tensor | None = None
     ctc_logits: torch.Tensor | None = None
+    length_loss: torch.Tensor | None = None
+    length_logits: torch.Tensor | None = None
     encoder_attention_mask: torch.Tensor | None = None
 
 
@@ -135,6 +140,8 @@ class SpeechSeq2SeqModel(
         self.encoder = SpeechEncoder(config, output_size=width, backbone=encoder)
         self.main_input_name = self.encoder.main_input_name
         self.ctc_head = nn.Linear(width, config.ctc_vocab_size or config.vocab_size) if config.has_ctc_head else None
+        longest = config.max_predicted_length
+        self.length_head = LengthHead(width, longest) if longest is not None else None
         self._no_split_modules = self._block_names()
         self.post_init()
         self._no_split_modules = self._block_names()
@@ -417,6 +424,8 @@ class SpeechSeq2SeqModel(
         foreign = {
             "an adapter": len(self.encoder.adapter) > 0,
             "a CTC head": self.ctc_head is not None,
+            "a length head": self.length_head is not None,
+            "a decoder that fills in masked tokens": self.config.mask_token_id is not None,
             f"a {encoder_config.model_type} encoder": self.encoder.family.model_class is not None,
             f"a {self.decoder.config.model_type} decoder": native_decoder is None,
         }
@@ -447,6 +456,7 @@ class SpeechSeq2SeqModel(
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         ctc_targets: torch.Tensor | None = None,
+        transcript_lengths: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -470,6 +480,8 @@ class SpeechSeq2SeqModel(
             labels: [B, S], -100 where ignored; they end with the end token and do not hold the start token.
             ctc_targets: [B, S'], -100 where padded, for a CTC head with a vocabulary of its own. By default the
                 labels without prompt and end token. A row of padding alone does not count in the CTC loss.
+            transcript_lengths: [B], tokens of each transcript without prompt and end token, for a length head; -100
+                for rows that do not count in its loss.
             input_features: feature frames, for encoders that read log-mel features.
             use_cache: return the cache.
             output_attentions: return attentions, cross-attentions included; computes them eagerly for this call.
@@ -524,8 +536,11 @@ class SpeechSeq2SeqModel(
             encoder_attention_mask=encoded.attention_mask,
         )
         if labels is not None:
-            self._add_losses(output, encoded, labels, ctc_targets, num_items_in_batch, smoothing)
-        elif self.ctc_head is not None and num_items_in_batch is not None:
+            divisor = normalizer(labels, num_items_in_batch)
+            self._add_losses(output, encoded, labels, ctc_targets, divisor, smoothing)
+            if self.length_head is not None:
+                self._add_length_loss(output, encoded, transcript_lengths, divisor)
+        elif (self.ctc_head is not None or self.length_head is not None) and num_items_in_batch is not None:
             raise ValueError("Trainer's label smoothing would drop the CTC loss: use SpeechSeq2SeqTrainer")
         return output.to_tuple() if return_dict is False else output
 
@@ -578,10 +593,9 @@ class SpeechSeq2SeqModel(
         encoded: SpeechEncoderOutput,
         labels: torch.Tensor,
         ctc_targets: torch.Tensor | None,
-        num_items_in_batch: torch.Tensor | int | None,
+        divisor: torch.Tensor,
         smoothing: float,
     ) -> None:
-        divisor = normalizer(labels, num_items_in_batch)
         output.decoder_loss = decoder_cross_entropy(cast(torch.Tensor, output.logits), labels, divisor, smoothing)
         output.loss = output.decoder_loss
         if self.ctc_head is None:
@@ -605,6 +619,19 @@ class SpeechSeq2SeqModel(
         )
         weight = self.config.ctc_weight
         output.loss = (1 - weight) * output.decoder_loss + weight * output.ctc_loss
+
+    def _add_length_loss(
+        self,
+        output: SpeechSeq2SeqOutput,
+        encoded: SpeechEncoderOutput,
+        transcript_lengths: torch.Tensor | None,
+        divisor: torch.Tensor,
+    ) -> None:
+        if transcript_lengths is None:
+            raise ValueError("a length head needs transcript_lengths: use MaskCtcCollator")
+        output.length_logits = cast(LengthHead, self.length_head)(encoded.last_hidden_state, encoded.attention_mask)
+        output.length_loss = length_loss(cast(torch.Tensor, output.length_logits), transcript_lengths, divisor)
+        output.loss = cast(torch.Tensor, output.loss) + output.length_loss
 
     @property
     def ctc_blank(self) -> int:

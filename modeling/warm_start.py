@@ -308,7 +308,7 @@ def _note_new_modules(model: Any, random_keys: list[str]) -> None:
     own = [
         name
         for name, _ in model.named_parameters()
-        if name.startswith(("encoder.adapter.", "encoder.projection.", "ctc_head."))
+        if name.startswith(("encoder.adapter.", "encoder.projection.", "ctc_head.", "length_head."))
     ]
     new = set(random_keys) | set(own)
     model.config.newly_initialized = sorted(_modules_of(model, new))

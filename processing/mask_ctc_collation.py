@@ -1,4 +1,7 @@
-"""Batches for a decoder that fills in masked tokens (Mask-CTC, Higuchi et al. 2020)."""
+"""Batches for a decoder that fills in masked tokens.
+
+Mask-CTC (Higuchi et al. 2020) and Mask-Predict (Ghazvininejad et al. 2019) train on the same ones.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +20,8 @@ class MaskCtcCollator(SpeechSeq2SeqCollator):
     Args:
         generator: of the random numbers; None takes PyTorch's.
 
-    Calling it gives `decoder_attention_mask` and `ctc_targets` too, and `labels` that are -100 but where masked.
+    Calling it gives `decoder_attention_mask` and `ctc_targets` too, `transcript_lengths` for a length head, and
+    `labels` that are -100 but where masked. A transcript with more tokens than a length head can tell is an error.
 
     Raises:
         ValueError: the configuration has no `mask_token_id`; see also `SpeechSeq2SeqCollator`.
@@ -29,15 +33,30 @@ class MaskCtcCollator(SpeechSeq2SeqCollator):
         super().__post_init__()
         if self.config.mask_token_id is None:
             raise ValueError("config.mask_token_id is not set: build the model with mask_token_id=…")
-        positions = decoder_positions(self.config.decoder)
-        if positions is not None:  # the decoder reads start token and labels, where others read all but the last label
-            self.max_label_length = min(positions - 1, self.max_label_length or positions)
+        limits = [limit for limit in (self.max_label_length, longest_labels(self.config)) if limit is not None]
+        self.max_label_length = min(limits, default=None)
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         batch = super().__call__(features)
         if "labels" not in batch:
             return batch
-        return {**batch, **mask_transcripts(batch["labels"], self.config, self.generator)}
+        masked = mask_transcripts(batch["labels"], self.config, self.generator)
+        if self.config.ctc_vocab_size is not None:  # the CTC head spells: its targets are no tokens
+            del masked["ctc_targets"]
+        return {**batch, **masked}
+
+
+def longest_labels(config: Any) -> int | None:
+    """Most labels, prompt and end token included, that a decoder which fills in can learn; None for any number.
+
+    It reads the start token and all labels, where others read all but the last one; and a length head can tell so many
+    tokens and no more.
+    """
+    positions, told = decoder_positions(config.decoder), config.max_predicted_length
+    limits = [] if positions is None else [positions - 1]
+    if told is not None:
+        limits.append(len(config.decoder_prompt_token_ids) + told + 1)
+    return min(limits, default=None)
 
 
 def mask_transcripts(
@@ -54,7 +73,8 @@ def mask_transcripts(
 
     Returns:
         `decoder_input_ids` and `decoder_attention_mask` [B, 1 + S], with the start token and masked tokens;
-        `labels` [B, 1 + S], -100 but where masked; `ctc_targets` [B, S], the transcripts.
+        `labels` [B, 1 + S], -100 but where masked; `ctc_targets` [B, S], the transcripts; for a length head also
+        `transcript_lengths` [B], -100 for rows without labels.
     """
     prompt, ends = len(config.decoder_prompt_token_ids), torch.tensor(_as_list(config.eos_token_id))
     transcript = (labels != IGNORED_LABEL) & ~torch.isin(labels, ends)
@@ -69,16 +89,20 @@ def mask_transcripts(
     start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
     told = torch.nn.functional.pad(labels.masked_fill(~masked, IGNORED_LABEL), [1, 0], value=IGNORED_LABEL)
     real = torch.nn.functional.pad((labels != IGNORED_LABEL).long(), [1, 0], value=1)
-    return {
+    batch = {
         "decoder_input_ids": torch.cat([start, inputs], dim=1),
         "decoder_attention_mask": real,
         "labels": told,
         "ctc_targets": labels.masked_fill(~transcript, IGNORED_LABEL),
     }
+    if config.max_predicted_length is not None:
+        untold = (labels == IGNORED_LABEL).all(dim=1)
+        batch["transcript_lengths"] = transcript.sum(dim=1).masked_fill(untold, IGNORED_LABEL)
+    return batch
 
 
 def _as_list(token_ids: Any) -> list[int]:
     return token_ids if isinstance(token_ids, list) else [token_ids]
 
 
-__all__ = ["MaskCtcCollator", "mask_transcripts"]
+__all__ = ["MaskCtcCollator", "longest_labels", "mask_transcripts"]

@@ -349,4 +349,11 @@ def add_decoding_arguments(parser: argparse.ArgumentParser, max_duration_s: floa
         metavar="SHARE",
         help="such a decoder fills in anew the tokens of the CTC head that are less probable (default: 0.999)",
     )
+    group.add_argument(
+        "--length-candidates",
+        type=positive,
+        metavar="N",
+        help="such a decoder fills in transcripts of so many lengths, the likeliest by a length head, and the best is "
+        "taken (default: the CTC head's transcript is mended; 5 where there is none)",
+    )
     return group

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.configuration_text_to_spectrogram import NATIVE_TTS_MODEL_TYPE, TextToSpectrogramConfig
 from ..modeling.long_audio import TranscriptionOptions
+from ..modeling.mask_ctc import check_filling_arguments
 from ..modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
 from ..modeling.modeling_text_to_spectrogram import TextToSpectrogramModel
 from ..modeling.ngram_language_model import NgramLanguageModel
@@ -22,7 +23,7 @@ from .common import CommandError, explained, one_line
 OWN_MODEL_TYPES = {SpeechSeq2SeqConfig.model_type, NATIVE_MODEL_TYPE}
 COUNTED_ORDER = 5  # tokens in the longest n-grams that are counted from a text
 # Options of the commands for decoders that fill in masked tokens, and the arguments of generate_masked().
-FILLING_OPTIONS = {"passes": "passes", "mask_threshold": "threshold"}
+FILLING_OPTIONS = {"passes": "passes", "mask_threshold": "threshold", "length_candidates": "length_candidates"}
 # Options for all others, with values that ask for nothing.
 SEARCHING_OPTIONS: dict[str, tuple[Any, ...]] = {
     "num_beams": (1, [1]),
@@ -205,7 +206,10 @@ def decoding_arguments(args: Any, model: SpeechSeq2SeqModel, processor: SpeechSe
                 f"{_spelled(option)}: the model's decoder fills in masked tokens, it does not search: leave the "
                 "option out"
             )
-    return {name: value for name, value in filling.items() if value is not None}
+    arguments = {name: value for name, value in filling.items() if value is not None}
+    with explained():
+        check_filling_arguments(model, **arguments)
+    return arguments
 
 
 def _spelled(option: str) -> str:

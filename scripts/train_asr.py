@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, cast
 
-from transformers import Seq2SeqTrainingArguments, set_seed
+from transformers import AutoTokenizer, Seq2SeqTrainingArguments, set_seed
 
 from .common import DONE, CommandError, explained, say
 from .training_options import (
@@ -82,7 +82,8 @@ class ModelArguments:
         default=False,
         metadata={
             "help": "teach the decoder to fill in masked tokens instead of writing one after another, for transcripts"
-            " in a few runs of it (Mask-CTC): needs --set ctc_weight=... and a decoder with a mask token, such as BERT"
+            " in a few runs of it: needs a decoder with a mask token, such as BERT, and --set ctc_weight=..."
+            " (Mask-CTC) or --set max_predicted_length=... (Mask-Predict)"
         },
     )
     freeze: list[str] = field(
@@ -163,9 +164,12 @@ def build(options: ModelArguments, texts: Sequence[str] = ()) -> tuple[Any, Any]
     Raises:
         CommandError: a folder, family or field is not what it should be.
     """
+    from ..modeling.mask_ctc import check_filling_arguments
+
     model, processor = _load(options) if options.model is not None else _warm_start(options, texts)
-    if options.non_autoregressive:
-        fill_in(model, processor)
+    if model.config.mask_token_id is not None:
+        with explained("--non_autoregressive"):
+            check_filling_arguments(model)
     freezers = {
         "feature-encoder": model.freeze_feature_encoder,
         "encoder": model.freeze_encoder,
@@ -176,24 +180,20 @@ def build(options: ModelArguments, texts: Sequence[str] = ()) -> tuple[Any, Any]
     return model, processor
 
 
-def fill_in(model: Any, processor: Any) -> None:
-    """Make a model one whose decoder fills in masked tokens, with that of its tokenizer.
+def mask_token(source: str) -> int:
+    """Id of the token that hides others until they are filled in.
 
     Raises:
-        CommandError: the tokenizer has no mask token, or the model nothing that says how many tokens there are.
+        CommandError: the tokenizer of this folder or hub id has none.
     """
-    mask = processor.tokenizer.mask_token_id
-    if mask is None or mask >= model.config.vocab_size:
+    with explained(f"tokenizer of {source}"):
+        found = AutoTokenizer.from_pretrained(source).mask_token_id
+    if found is None:
         raise CommandError(
-            f"--non_autoregressive: the {model.config.decoder.model_type} decoder's tokenizer has no mask token, which"
-            " hides others until they are filled in: take a decoder that has one, such as BERT or RoBERTa"
+            f"--non_autoregressive: the tokenizer of {source} has no mask token, which hides others until they are"
+            " filled in: take a decoder that has one, such as BERT or RoBERTa"
         )
-    if model.ctc_head is None or model.config.ctc_vocab_size is not None:
-        raise CommandError(
-            "--non_autoregressive: a CTC head on the decoder's tokens says how many there are: give --set"
-            " ctc_weight=0.3, and leave --ctc_units characters out"
-        )
-    model.config.mask_token_id = mask
+    return found
 
 
 def _load(options: ModelArguments) -> tuple[Any, Any]:
@@ -203,6 +203,8 @@ def _load(options: ModelArguments) -> tuple[Any, Any]:
     known = {one.name for one in fields(SpeechSeq2SeqConfig)}
     changes = fields_to_set(options.set, known, "SpeechSeq2SeqConfig")
     source = cast(str, options.model)
+    if options.non_autoregressive:
+        changes["mask_token_id"] = mask_token(options.tokenizer or source)
     model = load_model(source, options.dtype, options.attn, device="cpu", **changes)
     if options.tokenizer or options.feature_extractor:
         return model, _processor(options.feature_extractor or source, options.tokenizer or source, model)
@@ -218,6 +220,8 @@ def _warm_start(options: ModelArguments, texts: Sequence[str]) -> tuple[Any, Any
     set_fields = fields_to_set(options.set)
     if options.ctc_units == "characters":
         set_fields["ctc_characters"] = alphabet(texts)
+    if options.non_autoregressive:
+        set_fields["mask_token_id"] = mask_token(tokenizer)
     with explained():
         model = SpeechSeq2SeqModel.from_encoder_decoder_pretrained(
             encoder,
@@ -255,19 +259,20 @@ def keep_usable(
     Raises:
         CommandError: nothing in it can be used.
     """
+    from ..processing.mask_ctc_collation import longest_labels
     from ..processing.speech_datasets import drop_unusable
 
     if dataset is None:
         return None
-    positions = model.family.max_length(model.config.decoder)
-    if positions is not None and model.config.mask_token_id is not None:
-        positions -= 1  # such a decoder reads the start token and all labels
+    limits = [model.family.max_length(model.config.decoder)]
+    if model.config.mask_token_id is not None:
+        limits.append(longest_labels(model.config))
     with explained(str(source)):
         usable, report = drop_unusable(
             dataset,
             min_duration_s=options.min_duration_s,
             max_duration_s=options.max_duration_s,
-            max_label_length=positions,
+            max_label_length=min((limit for limit in limits if limit is not None), default=None),
             count_tokens=lambda text: len(processor.label_ids(text)),
             alphabet=processor.ctc_characters if model.config.has_ctc_head else None,
             progress=progress,

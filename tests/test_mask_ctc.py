@@ -239,7 +239,7 @@ def test_what_cannot_work_is_told(model):
         model(**inputs, labels=labels(4, end=3))
     with pytest.raises(ValueError, match="the decoder writes from left to right"):
         tiny_model("wav2vec2-layer", ctc_weight=0.3).generate_masked(**inputs)
-    with pytest.raises(ValueError, match="needs a CTC head"):
+    with pytest.raises(ValueError, match="needs a CTC head on the decoder's vocabulary"):
         tiny_model("wav2vec2-layer", mask_token_id=MASK).generate_masked(**inputs)
     with pytest.raises(TypeError, match="does not know num_beams"):
         model.generate_masked(**inputs, num_beams=3)

@@ -175,6 +175,41 @@ def test_a_model_that_writes_from_left_to_right_goes_on_as_one_that_fills_in(fil
     assert train(tmp_path / "last", "--model", then, *options, "--predict_with_generate", "false") == 0
 
 
+def test_a_head_learns_how_long_transcripts_are_and_they_are_written_from_that(
+    filling_parts, clips, tmp_path, capsys, caplog
+):
+    output, results = tmp_path / "model", tmp_path / "results.json"
+    asked = ["--non_autoregressive", "--set", "max_predicted_length=5", "--validation", clips]
+    with (clips / "metadata.csv").open(newline="") as file:
+        texts = [line["text"] for line in csv.DictReader(file)]
+    assert train(output, *filling_parts, "--train", clips, *asked) == 0
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert log[0]["length_loss"] > 0 and "ctc_loss" not in log[0]
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(output), AutoProcessor.from_pretrained(output)
+    heard = []
+    for index in range(len(texts)):
+        inputs = processor(audio=str(clips / f"clip{index}.wav"), return_tensors="pt")
+        tokens = model.eval().generate_masked(**inputs, length_candidates=2, passes=3)
+        heard += processor.batch_decode(tokens, skip_special_tokens=True)
+    words = ["--model", str(output), "--length-candidates", "2", "--passes", "3"]
+    assert main(["evaluate-asr", "--data", str(clips), *words, "--output", str(results)]) == 0
+    found = json.loads(results.read_text())
+    assert found["results"][0]["wer"] == pytest.approx(jiwer.wer(texts, heard))
+    capsys.readouterr()
+    assert main(["transcribe", str(clips), *words]) == 0
+    assert [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()] == heard
+    assert main(["transcribe", str(clips), "--model", str(output), "--mask-threshold", "0.5"]) == 2
+    assert "threshold=0.5 is of what the CTC head hears" in capsys.readouterr().err
+    short = ["--non_autoregressive", "--set", "max_predicted_length=3"]
+    capsys.readouterr()
+    assert train(tmp_path / "short", *filling_parts, "--train", clips, *short) == 0
+    assert "left out 1 of 6 clips" in caplog.text and "5 tokens, the limit is 4" in caplog.text
+    more = ["--model", output, "--train", clips, "--set", "ctc_weight=0.3"]
+    assert train(tmp_path / "both", *more) == 0
+    log = json.loads((tmp_path / "both" / "trainer_state.json").read_text())["log_history"]
+    assert {"length_loss", "ctc_loss", "decoder_loss"} <= set(log[0])
+
+
 def test_transcripts_that_only_a_decoder_from_left_to_right_has_positions_for_are_left_out(
     filling_parts, tmp_path, caplog
 ):
@@ -371,13 +406,17 @@ def test_a_wrong_key_or_value_in_a_file_is_told_with_the_file(content, message, 
         (["{parts}", "--train", "{clips}", "--set", "adapter_layers=two"], "'adapter_layers' expected int, got str"),
         (
             ["{parts}", "--train", "{clips}", "--set", "ctc_weight=0.3", "--non_autoregressive"],
-            "--non_autoregressive: the bert decoder's tokenizer has no mask token",
+            "--non_autoregressive: the tokenizer of ",
         ),
-        (["{filling}", "--train", "{clips}", "--non_autoregressive"], "--non_autoregressive: a CTC head on the"),
+        (["{filling}", "--train", "{clips}", "--non_autoregressive"], "--non_autoregressive: nothing tells how many"),
+        (
+            ["{filling}", "--train", "{clips}", "--set", "max_predicted_length=9"],
+            "max_predicted_length=9: a decoder that writes from left to right",
+        ),
         (
             [*("{filling}", "--train", "{clips}", "--non_autoregressive"), *("--set", "ctc_weight=0.3")]
             + ["--ctc_units", "characters"],
-            "leave --ctc_units characters out",
+            "--non_autoregressive: nothing tells how many",
         ),
         (["{parts}", "--train", "{clips}", "--feature_extractor", "{tmp}"], "feature extractor of {tmp}"),
     ],
