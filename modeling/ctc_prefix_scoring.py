@@ -12,13 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import LogitsProcessor
+
+from .onednn_linear_layers import OneDnnLinear, linear
 
 LOG_ZERO = -1e5  # of one frame: finite, so that sums of it can be subtracted again
 IMPOSSIBLE = -1e9  # score of a token that cannot come
 # Log probability beside the best end of a hypothesis below which another end does not count for what comes next. A
 # letter that is heard and not written costs 3 to 8: this is beyond the end of any token.
 FAR_OFF = 150.0
+# Below it a sum over frames of products of probabilities, each at most 1, is worked out from their logarithms.
+LEAST_SUM = 1e-20
+TOKENS_AT_ONCE = 2048  # of the CTC head: what they give for 10 s stays in the caches until it is summed
 
 
 @dataclass
@@ -53,7 +59,8 @@ class CtcPrefixScorer:
     """Log probabilities that a transcript begins with a hypothesis, for its extensions by one token.
 
     Args:
-        logits: [B, T, V], of the CTC head, or log probabilities.
+        logits: [B, T, V], of the CTC head, or log probabilities. Scores are found sooner where the frames of a token
+            lie together in memory, as `logits_of_ctc_head` lays them out.
         frame_mask: boolean [B, T], True where a frame is real; None where all are.
         blank: id of the blank.
         end: id of the token that ends a transcript, or the ids of several; none in a vocabulary without such tokens.
@@ -78,15 +85,17 @@ class CtcPrefixScorer:
         # Differences of sums over a thousand frames need more than single precision, where there is more.
         self.dtype = torch.float32 if logits.device.type == "mps" else torch.float64
         utterances = torch.arange(self.n_utterances, device=logits.device)
-        self.blank_sums = _sums(self._of_tokens(utterances, torch.full_like(utterances, blank)))  # [B, T + 1]
+        of_blank = self._of_tokens(utterances, torch.full_like(utterances, blank))
+        self.blank_sums = _sums(of_blank.to(self.dtype))  # [B, T + 1]
 
     def _of_tokens(self, utterances: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log probabilities of one token each, in the utterances [...]: [..., T]."""
-        log_probs = (self.logits[utterances, :, tokens] - self.log_totals[utterances]).clamp(min=LOG_ZERO)
+        log_probs = self.logits.transpose(1, 2)[utterances, tokens]
+        log_probs = log_probs.sub_(self.log_totals[utterances]).clamp_(min=LOG_ZERO)
         if self.frame_mask is not None:  # behind the end only blanks follow, certainly: they change nothing
             behind = LOG_ZERO * (tokens != self.blank)
             log_probs = torch.where(self.frame_mask[utterances], log_probs, behind[..., None])
-        return log_probs.to(self.dtype)
+        return log_probs
 
     @functools.cached_property
     def _probs(self) -> torch.Tensor:
@@ -132,9 +141,8 @@ class CtcPrefixScorer:
             scores[:, self.blank] = IMPOSSIBLE
             scores[:, self.ends] = self.whole(state)[:, None]
             return scores
-        repeats = (tokens == state.last_token[:, None])[..., None]  # [N, K, 1]
-        before = torch.where(repeats, after_blank[:, None], ended[:, None])  # [N, K, T]
-        scores = self._sum_over_frames_of(before, state.utterance, tokens)
+        repeats = tokens == state.last_token[:, None]  # [N, K]
+        scores = self._sum_over_frames_of(ended, state.utterance, tokens, repeats, after_blank)
         scores = scores.masked_fill(tokens == self.blank, IMPOSSIBLE)
         is_end = torch.isin(tokens, torch.tensor(self.ends, dtype=tokens.dtype, device=tokens.device))
         return torch.where(is_end, self.whole(state)[:, None], scores)
@@ -195,7 +203,7 @@ class CtcPrefixScorer:
             Log probabilities [M] that the transcript begins so, and the state of the kept ones.
         """
         utterance = state.utterance[parents]
-        of_token = self._of_tokens(utterance, tokens)  # [M, T]
+        of_token = self._of_tokens(utterance, tokens).to(self.dtype)  # [M, T]
         ended = torch.logaddexp(state.ends_in_token, state.ends_in_blank)
         repeats = (tokens == state.last_token[parents])[:, None]  # can come only behind a blank
         before = torch.where(repeats, state.ends_in_blank[parents], ended[parents])[:, :-1]  # [M, T]
@@ -216,17 +224,72 @@ class CtcPrefixScorer:
         return (total.clamp(min=torch.finfo(total.dtype).tiny).log() + largest).clamp(min=IMPOSSIBLE)
 
     def _sum_over_frames_of(
-        self, log_before: torch.Tensor, utterances: torch.Tensor, tokens: torch.Tensor
+        self,
+        log_before: torch.Tensor,
+        utterances: torch.Tensor,
+        tokens: torch.Tensor,
+        unlike: torch.Tensor | None = None,
+        log_before_unlike: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The same for some tokens of each hypothesis: [N, T] or [N, K, T], [N], [N, K] to [N, K]."""
-        log_before = log_before if log_before.dim() == 3 else log_before[:, None]
+        """The same for some tokens of each hypothesis.
+
+        Args:
+            log_before: [N, T].
+            utterances: [N].
+            tokens: [N, K].
+            unlike: boolean [N, K], tokens that something else comes before; None where there are none.
+            log_before_unlike: [N, T], that.
+
+        Returns:
+            [N, K].
+        """
         of_tokens = self._of_tokens(utterances[:, None].expand_as(tokens), tokens)  # [N, K, T]
-        return torch.logsumexp(log_before + of_tokens, dim=-1).clamp(min=IMPOSSIBLE)
+        most, largest = of_tokens.amax(dim=-1, keepdim=True), log_before.amax(dim=-1, keepdim=True)
+        before = (log_before - largest).exp().to(of_tokens.dtype)
+        total = torch.bmm((of_tokens - most).exp_(), before[..., None])[..., 0]  # [N, K]
+        scores = total.to(self.dtype).log() + most[..., 0] + largest
+        rest = total < LEAST_SUM  # where single precision is too coarse, or says nothing at all
+        if unlike is not None:
+            rest = rest | unlike
+        if bool(rest.any()):
+            rows, places = rest.nonzero(as_tuple=True)
+            these = log_before[rows]
+            if unlike is not None and log_before_unlike is not None:
+                these = torch.where(unlike[rows, places][:, None], log_before_unlike[rows], these)
+            scores[rows, places] = torch.logsumexp(these + of_tokens[rows, places], dim=-1)
+        return scores.clamp(min=IMPOSSIBLE)
 
 
 def _sums(log_probs: torch.Tensor) -> torch.Tensor:
     """Running sums over frames, beginning with 0: [N, T] to [N, T + 1]."""
     return torch.nn.functional.pad(log_probs.cumsum(dim=-1), [1, 0])
+
+
+def logits_of_ctc_head(head: nn.Module, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A CTC head's output for `CtcPrefixScorer`, which looks single tokens up, over all frames.
+
+    Args:
+        head: a linear layer, or what stands in its place.
+        hidden_states: [B, T, D].
+
+    Returns:
+        Logits [B, T, V], and their `log_totals` [B, T] where these were worked out on the way: by linear layers on a
+        CPU, part after part of a large vocabulary, each while the caches hold it.
+    """
+    plain = type(head) in (nn.Linear, OneDnnLinear) and "forward" not in vars(head) and not head._forward_hooks
+    if not plain or torch.is_grad_enabled() or not hidden_states.is_cpu or len(head.weight) <= TOKENS_AT_ONCE:
+        return head(hidden_states), None
+    logits = hidden_states.new_empty(len(hidden_states), head.out_features, hidden_states.shape[1])  # [B, V, T]
+    log_totals = []
+    for states, of_utterance in zip(hidden_states, logits, strict=True):
+        sums = []
+        for part in range(0, head.out_features, TOKENS_AT_ONCE):
+            tokens = slice(part, part + TOKENS_AT_ONCE)
+            bias = 0.0 if head.bias is None else head.bias[tokens, None]
+            torch.add(linear(head.weight[tokens], states), bias, out=of_utterance[tokens])
+            sums.append(of_utterance[tokens].float().logsumexp(dim=0))
+        log_totals.append(torch.stack(sums).logsumexp(dim=0))
+    return logits.transpose(1, 2), torch.stack(log_totals)
 
 
 class CtcPrefixLogitsProcessor(LogitsProcessor):
@@ -238,18 +301,27 @@ class CtcPrefixLogitsProcessor(LogitsProcessor):
         prompt_length: tokens before the transcript, the start token included.
         candidates: how many of the decoder's best tokens the CTC head scores for each hypothesis. Any other is taken
             to score as the worst of these, which ranks it behind all of them. None scores all.
+        spelled: to how many of these a head of letters confines itself after their first letter.
 
     Raises:
         ValueError: the weight is outside its range, or there are no candidates.
     """
 
-    def __init__(self, scorer: Any, weight: float, prompt_length: int, candidates: int | None = None):
+    def __init__(
+        self,
+        scorer: Any,
+        weight: float,
+        prompt_length: int,
+        candidates: int | None = None,
+        spelled: int | None = None,
+    ):
         if not 0 <= weight <= 1:
             raise ValueError(f"ctc_weight is a share between 0 and 1, got {weight}")
         if candidates is not None and candidates < 1:
             raise ValueError(f"ctc_candidates must be at least 1, got {candidates}")
         self.scorer, self.weight, self.prompt_length = scorer, weight, prompt_length
         self.candidates = scorer.n_tokens if candidates is None else min(candidates, scorer.n_tokens)
+        self.spelled = spelled if hasattr(scorer, "best_begun") else None
         self._state: Any = None
         self._said: torch.Tensor | None = None  # [N, S], the hypotheses of the state
 
@@ -258,23 +330,33 @@ class CtcPrefixLogitsProcessor(LogitsProcessor):
         said = input_ids[:, self.prompt_length :]
         state = self._follow(said)
         decoder = scores.log_softmax(dim=-1)
-        everything = self.candidates == self.scorer.n_tokens
-        ctc = self.scorer.score(state) if everything else self._score_best(state, decoder)
-        ctc = (ctc - state.log_prefix[:, None]).to(scores.dtype).clamp(min=IMPOSSIBLE)
         self._state, self._said = state, said
-        return (1 - self.weight) * decoder + self.weight * ctc
+        if self.candidates < self.scorer.n_tokens:
+            return self._mix_best(state, decoder)
+        return (1 - self.weight) * decoder + self.weight * self._of_next(state, self.scorer.score(state), decoder)
 
-    def _score_best(self, state: Any, decoder: torch.Tensor) -> torch.Tensor:
-        """Scores [N, V], worked out for the decoder's best tokens and the end of the transcript."""
-        tokens = decoder.topk(self.candidates, dim=-1).indices  # [N, K]
+    def _mix_best(self, state: Any, decoder: torch.Tensor) -> torch.Tensor:
+        """Mixed scores [N, V], where the CTC head scores the decoder's best tokens and the end of the transcript."""
+        of_decoder, tokens = decoder.topk(self.candidates, dim=-1)  # [N, K]
+        if self.spelled is not None:
+            tokens = self.scorer.best_begun(state, tokens, of_decoder, self.weight, self.spelled)
         scores = self.scorer.score(state, tokens)
         possible = scores > IMPOSSIBLE
         worst = scores.masked_fill(~possible, float("inf")).amin(dim=-1, keepdim=True)
         worst = torch.where(possible.any(dim=-1, keepdim=True), worst, IMPOSSIBLE)
-        everywhere = worst.expand(-1, decoder.shape[-1]).scatter(1, tokens, scores)
-        everywhere[:, self.scorer.never] = IMPOSSIBLE
-        everywhere[:, self.scorer.ends] = self.scorer.whole(state)[:, None]
-        return everywhere
+        scores, worst, whole = (
+            self.weight * self._of_next(state, each, decoder)
+            for each in (scores, worst, self.scorer.whole(state)[:, None])
+        )
+        decoder = (1 - self.weight) * decoder
+        mixed = (decoder + worst).scatter_(1, tokens, decoder.gather(1, tokens) + scores)
+        mixed[:, self.scorer.never] = decoder[:, self.scorer.never] + self.weight * IMPOSSIBLE
+        mixed[:, self.scorer.ends] = decoder[:, self.scorer.ends] + whole
+        return mixed
+
+    def _of_next(self, state: Any, scores: torch.Tensor, decoder: torch.Tensor) -> torch.Tensor:
+        """Scores [N, ...] of longer hypotheses to what the next token adds to them, in the decoder's precision."""
+        return (scores - state.log_prefix[:, None]).to(decoder.dtype).clamp(min=IMPOSSIBLE)
 
     def _follow(self, said: torch.Tensor) -> Any:
         """The state of hypotheses that extend those of the last call, in whatever order a search left them."""
@@ -293,4 +375,4 @@ class CtcPrefixLogitsProcessor(LogitsProcessor):
         return state
 
 
-__all__ = ["CtcPrefixLogitsProcessor", "CtcPrefixScorer", "CtcPrefixState"]
+__all__ = ["CtcPrefixLogitsProcessor", "CtcPrefixScorer", "CtcPrefixState", "logits_of_ctc_head"]

@@ -151,10 +151,40 @@ class SpelledPrefixScorer:
         """See `CtcPrefixScorer.score`. Beginnings that candidates share are worked out once."""
         if tokens is None:
             tokens = torch.arange(self.n_tokens, device=state.glued.device).expand(len(state.glued), -1)
+        return self._score(state, tokens, None)
+
+    def best_begun(
+        self, state: SpelledPrefixState, tokens: torch.Tensor, of_decoder: torch.Tensor, weight: float, count: int
+    ) -> torch.Tensor:
+        """Of many candidates those that may score best: to spell them all to their ends would take too long.
+
+        A token's first letter tells how much the CTC head can give it at most.
+
+        Args:
+            state: of the hypotheses.
+            tokens: [N, K], candidates.
+            of_decoder: [N, K], what the decoder gives them.
+            weight: share of the CTC score.
+            count: how many to leave.
+
+        Returns:
+            [N, count] of the tokens, or all where there are no more.
+        """
+        if tokens.shape[1] <= count:
+            return tokens
+        at_most = self._score(state, tokens, 1) - state.log_prefix[:, None]
+        best = ((1 - weight) * of_decoder + weight * at_most).topk(count, dim=-1).indices
+        return tokens.gather(1, best)
+
+    def _score(self, state: SpelledPrefixState, tokens: torch.Tensor, letters: int | None) -> torch.Tensor:
+        """Scores of candidates [N, K], or of so many letters of each, and the space before them."""
         branches: list[dict[tuple[int, int], int]] = []  # of each length: (place of what comes before, character)
         ends: list[list[tuple[int, int]]] = []  # of each candidate: its length, and its place among those of it
         for hypothesis, (row, glued) in enumerate(zip(tokens.tolist(), state.glued.tolist(), strict=True)):
-            ends.append([self._grow(branches, hypothesis, self.spelling.added(token, glued)[0]) for token in row])
+            texts = (self.spelling.added(token, glued)[0] for token in row)
+            if letters is not None:
+                texts = (text[: letters + (text[:1] == (self.spelling.space,))] for text in texts)
+            ends.append([self._grow(branches, hypothesis, text) for text in texts])
         log_prefixes = self._log_prefixes(state.prefix, branches)
         starts = [0]
         for values in log_prefixes:

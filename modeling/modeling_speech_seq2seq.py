@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 from ..configuration.configuration_speech_seq2seq import NATIVE_MODEL_TYPE, SpeechSeq2SeqConfig
 from ..configuration.published_code import UPLOAD_ARGUMENTS, PublishesItsCode, upload
-from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer
+from .ctc_prefix_scoring import CtcPrefixLogitsProcessor, CtcPrefixScorer, logits_of_ctc_head
 from .ctc_spelling import SpelledPrefixScorer, TokenSpelling, token_spelling
 from .language_prompts import LanguagePromptMixin
 from .long_audio import TranscribesAudio
@@ -58,6 +58,7 @@ NATIVE_KEYS = {
 TOKEN_IDS = ("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 HUB_KEYS = {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
 LEAST_CTC_CANDIDATES = 100  # tokens: among fewer, a decoder that is not sure yet misses what the CTC head hears
+LEAST_SPELLED_CANDIDATES = 20  # tokens
 DEFAULT_MAX_LENGTH = 448  # tokens, Whisper's; decoders with fewer positions take those
 
 
@@ -742,16 +743,19 @@ class SpeechSeq2SeqModel(
         # The rows of an utterance's hypotheses are copies of each other.
         n_each = max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
         hidden_states, mask = encoded.last_hidden_state[::n_each], encoded.attention_mask
-        logits = self.ctc_head(hidden_states.to(self.ctc_head.weight.dtype))  # [B, T, C]
+        logits, totals = logits_of_ctc_head(self.ctc_head, hidden_states.to(self.ctc_head.weight.dtype))
         end, mask = generation_config.eos_token_id, None if mask is None else mask[::n_each]
         if spelling is None:
-            scorer: Any = CtcPrefixScorer(logits, mask, self.ctc_blank, cast(Any, end))
+            scorer: Any = CtcPrefixScorer(logits, mask, self.ctc_blank, cast(Any, end), totals)
         else:
-            scorer = SpelledPrefixScorer(CtcPrefixScorer(logits, mask, self.ctc_blank, []), spelling, cast(Any, end))
+            characters = CtcPrefixScorer(logits, mask, self.ctc_blank, [], totals)
+            scorer = SpelledPrefixScorer(characters, spelling, cast(Any, end))
         candidates = cast(Any, generation_config).ctc_candidates
+        kept = 2 * (generation_config.num_beams or 1)  # by a beam search
+        spelled = max(LEAST_SPELLED_CANDIDATES, kept) if candidates is None else candidates
         if candidates is None:
-            candidates = max(LEAST_CTC_CANDIDATES, 2 * (generation_config.num_beams or 1))
-        return CtcPrefixLogitsProcessor(scorer, weight, self._prompt_length(generation_config), candidates)
+            candidates = max(LEAST_CTC_CANDIDATES, kept)
+        return CtcPrefixLogitsProcessor(scorer, weight, self._prompt_length(generation_config), candidates, spelled)
 
     def _spelling(self, weight: float) -> TokenSpelling:
         if self.config.ctc_characters is None:
@@ -780,7 +784,8 @@ class SpeechSeq2SeqModel(
                 it what tokens spell. It is remembered until another is given; that of the model's folder need not be.
             kwargs: see `ScoreFusionMixin.generate`. `ctc_weight` is the share of the CTC head's score, and
                 `ctc_candidates` how many of the decoder's best tokens it scores for each hypothesis: by default twice
-                the beams, at least `LEAST_CTC_CANDIDATES`.
+                the beams, at least `LEAST_CTC_CANDIDATES`, of which a CTC head of characters spells those to the end
+                that it may like best by their first letter: twice the beams, at least `LEAST_SPELLED_CANDIDATES`.
         """
         if tokenizer is not None and tokenizer is not self._tokenizer:
             self._tokenizer, self._known_spelling = tokenizer, None

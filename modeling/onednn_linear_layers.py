@@ -11,7 +11,6 @@ import functools
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import nn
@@ -19,14 +18,20 @@ from torch import nn
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
+def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """[..., K], [N, K], [N] to [..., N], as `torch.nn.functional.linear` does; by oneDNN where that can be."""
+    if torch.compiler.is_compiling() or not _computes_plainly(states, weight):
+        return nn.functional.linear(states, weight, bias)
+    product = onednn_product()
+    return nn.functional.linear(states, weight, bias) if product is None else product(states, weight, bias)
+
+
 class OneDnnLinear(nn.Linear):
     """A linear layer while `onednn_linear_layers` is in force."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., K] to [..., N]."""
-        if torch.compiler.is_compiling() or not _computes_plainly(input, self.weight):
-            return super().forward(input)
-        return cast(Product, onednn_product())(input, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 @contextmanager
@@ -57,10 +62,8 @@ def _computes_plainly(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether it is a matrix of numbers that oneDNN reads as it stands."""
-    return (
-        tensor.is_cpu and tensor.dtype == torch.float32 and tensor.layout == torch.strided and tensor.is_contiguous()
-    )
+    """Whether it holds numbers that oneDNN reads as they stand, or in a copy."""
+    return tensor.is_cpu and tensor.dtype == torch.float32 and tensor.layout == torch.strided
 
 
 @functools.cache
@@ -76,7 +79,7 @@ def onednn_product() -> Product | None:
         operator = torch.ops.mkldnn._linear_pointwise.default
 
         def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            return operator(states, weight, bias, "none", [], "")
+            return operator(states.contiguous(), weight.contiguous(), bias, "none", [], "")
 
         states, weight, bias = torch.eye(2)[None], torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.ones(3)
         right = torch.equal(product(states, weight, bias), (weight.T + 1)[None])
@@ -86,4 +89,4 @@ def onednn_product() -> Product | None:
     return product if right else None
 
 
-__all__ = ["OneDnnLinear", "onednn_linear_layers", "onednn_product"]
+__all__ = ["OneDnnLinear", "linear", "onednn_linear_layers", "onednn_product"]

@@ -9,7 +9,13 @@ import torch
 from lively_models import lively
 from tiny_models import audio, tiny_model
 
-from speechgraft.modeling.ctc_prefix_scoring import IMPOSSIBLE, CtcPrefixLogitsProcessor, CtcPrefixScorer
+from speechgraft.modeling import ctc_prefix_scoring
+from speechgraft.modeling.ctc_prefix_scoring import (
+    IMPOSSIBLE,
+    CtcPrefixLogitsProcessor,
+    CtcPrefixScorer,
+    logits_of_ctc_head,
+)
 
 BLANK, END = 0, 3
 
@@ -217,3 +223,31 @@ def test_the_weight_can_be_kept_in_the_checkpoint(model, tmp_path):
         assert torch.equal(loaded.generate(**inputs, max_new_tokens=6), wanted)
     finally:
         model.generation_config.ctc_weight = 0.0
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_large_head_is_laid_out_by_tokens_with_the_same_logits(bias, monkeypatch):
+    head, states = torch.nn.Linear(8, 50, bias=bias), torch.randn(3, 7, 8)[::2]
+    with torch.no_grad():
+        plain, none = logits_of_ctc_head(head, states)
+        monkeypatch.setattr(ctc_prefix_scoring, "TOKENS_AT_ONCE", 16)
+        logits, totals = logits_of_ctc_head(head, states)
+        frames = logits_of_ctc_head(torch.nn.Sequential(head), states)[0]
+    assert none is None and logits.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(logits, plain)
+    torch.testing.assert_close(frames, plain)
+    torch.testing.assert_close(totals, plain.logsumexp(-1))
+    assert logits_of_ctc_head(head, states)[1] is None  # where gradients are wanted
+
+
+def test_tokens_that_nobody_hears_are_scored_exactly_too():
+    log_probs = random_log_probs(2, 40, 12).mul(60).log_softmax(-1)  # hundreds of nats between tokens
+    scorer = CtcPrefixScorer(log_probs, torch.arange(40) < torch.tensor([[40], [31]]), BLANK, END)
+    state = scorer.extend(scorer.start(2), torch.tensor([1, 2, 4, 4]))
+    tokens = torch.tensor([[1, 2, 4, 5, 11]] * 4)
+    for row, (of_tokens, last) in enumerate(zip(scorer.score(state, tokens).tolist(), [1, 2, 4, 4], strict=True)):
+        before = {True: state.ends_in_blank, False: torch.logaddexp(state.ends_in_token, state.ends_in_blank)}
+        for token, score in zip(tokens[row].tolist(), of_tokens, strict=True):
+            heard = scorer._of_tokens(state.utterance[row : row + 1], torch.tensor([token]))[0].double()
+            exact = torch.logsumexp(before[token == last][row, :-1] + heard, dim=-1)
+            assert score == pytest.approx(float(exact), rel=1e-6)

@@ -345,3 +345,23 @@ def test_an_accelerator_decodes_as_the_cpu_does(characters):
     expected = model.generate(**inputs, **options, tokenizer=tiny_tokenizer("bert"))
     there = {name: value.cuda() for name, value in inputs.items()}
     assert torch.equal(model.cuda().generate(**there, **options, tokenizer=tiny_tokenizer("bert")).cpu(), expected)
+
+
+def test_candidates_whose_beginning_is_not_heard_are_not_spelled_to_the_end():
+    log_probs, decoder = random_log_probs(2, 9, 4).mul(3).log_softmax(-1), random_log_probs(4, 8, seed=1)
+    said = torch.tensor([[9, 1], [9, 4], [9, 5], [9, 3]])
+    scorer = spelled_scorer(log_probs, None)
+    everything = CtcPrefixLogitsProcessor(scorer, 0.4, 1)(said, decoder)
+    found = CtcPrefixLogitsProcessor(scorer, 0.4, 1, candidates=7, spelled=3)(said, decoder)
+    state = scorer.start(2)
+    for step in said[:, 1:].T:
+        state = scorer.extend(state, step)
+    tokens = decoder.topk(7).indices
+    letters = scorer._score(state, tokens, 1)
+    assert (letters >= scorer.score(state, tokens) - 1e-6).all(), "a beginning is at least as likely as the whole"
+    of_decoder = decoder.log_softmax(-1).gather(1, tokens)
+    best = (0.6 * of_decoder + 0.4 * (letters - state.log_prefix[:, None])).topk(3).indices
+    spelled = torch.zeros_like(decoder, dtype=torch.bool).scatter(1, tokens.gather(1, best), True)
+    spelled[:, END] = True
+    torch.testing.assert_close(found[spelled], everything[spelled], rtol=1e-4, atol=1e-4)
+    assert int((~spelled).sum()) > 0
