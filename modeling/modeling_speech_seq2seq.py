@@ -8,6 +8,7 @@ import copy
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -513,7 +514,9 @@ class SpeechSeq2SeqModel(
             given = cast(torch.Tensor, decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
             decoder_attention_mask = see_both_sides(given, decoder_attention_mask, self.decoder.dtype)
         hidden_states = cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous()
-        with eager_attention(self.decoder, bool(asked.get("output_attentions"))):
+        # The steps of `generate` have them already.
+        layers = onednn_linear_layers(self.decoder) if past_key_values is None else nullcontext()
+        with eager_attention(self.decoder, bool(asked.get("output_attentions"))), layers:
             decoded = self.decoder(
                 input_ids=decoder_input_ids,
                 attention_mask=decoder_attention_mask,

@@ -13,6 +13,7 @@ from transformers import BertForMaskedLM
 
 from speechgraft import SpeechSeq2SeqModel
 from speechgraft.modeling.mask_ctc import greedy_with_confidence
+from speechgraft.modeling.publishing import model_card
 from speechgraft.modeling.speech_timestamps import score_texts
 from speechgraft.processing.mask_ctc_collation import MaskCtcCollator, mask_transcripts
 
@@ -229,6 +230,12 @@ def test_a_model_learns_to_fill_in(tmp_path):
     loaded = SpeechSeq2SeqModel.from_pretrained(tmp_path)
     inputs = {name: value for name, value in collate(rows).items() if name in ("input_values", "attention_mask")}
     assert torch.equal(loaded.generate_masked(**inputs), model.generate_masked(**inputs))
+
+
+def test_the_card_of_a_published_model_tells_how_it_is_used(model):
+    card = str(model_card(model))
+    assert "tokens = model.generate_masked(**processor(" in card and "which fills in masked tokens" in card
+    assert "model.generate(**processor(" in str(model_card(tiny_model("wav2vec2-layer")))
 
 
 def test_what_cannot_work_is_told(model):
