@@ -14,6 +14,8 @@ import numpy as np
 
 INSTALL_HINT = 'pip install "speechgraft[plot]"'
 
+CURVES_WITH_ROOM_FOR_NAMES = 3  # in a panel, among the lines
+
 Curve = Sequence[tuple[int, float]]  # (optimiser step, loss)
 
 
@@ -40,24 +42,32 @@ def plot_losses(panels: Mapping[str, Mapping[str, Curve]], path: Path) -> None:
     """Draw loss curves, one panel for each training run, and save the picture.
 
     Args:
-        panels: title of a run to its curves, each under the name of its loss.
+        panels: title of a run to its curves, each under the name of its loss. What is called "validation" and the name
+            of another curve is drawn as that one's dashes.
         path: where to save; the ending tells the format.
 
     Raises:
         FiguresNotInstalledError: matplotlib is missing.
     """
-    figure = _figure(width_in=4.2 * len(panels), height_in=3.4)
+    many = max((len(curves) for curves in panels.values()), default=0) > CURVES_WITH_ROOM_FOR_NAMES
+    figure = _figure(width_in=(6.4 if many else 4.2) * len(panels), height_in=3.4)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
-        for name, curve in curves.items():
-            axes.plot([step for step, _ in curve], [loss for _, loss in curve], label=name)
+        colours = {name: f"C{place}" for place, name in enumerate(sorted({_trained(name) for name in curves}))}
+        for name, curve in sorted(curves.items(), key=lambda pair: (_trained(pair[0]), pair[0])):
+            style = {"color": colours[_trained(name)], "linestyle": "-" if _trained(name) == name else "--"}
+            axes.plot([step for step, _ in curve], [loss for _, loss in curve], label=name, **style)
         axes.set_title(title)
         axes.set_xlabel("optimiser step")
         axes.set_yscale("log")  # CTC starts so high that the rest would look flat
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, **({"loc": "upper left", "bbox_to_anchor": (1, 1)} if many else {}))
     all_axes[0].set_ylabel("loss")
     figure.savefig(path)
+
+
+def _trained(name: str) -> str:
+    return name.removeprefix("validation ")
 
 
 def plot_cross_attention(
