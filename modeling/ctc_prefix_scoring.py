@@ -9,13 +9,13 @@ Shapes: `B` utterances, `N` hypotheses (`B` times the beams), `T` frames, `V` to
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import LogitsProcessor
 
-from .onednn_linear_layers import OneDnnLinear, linear
+from .quick_inference import OneDnnLinear, linear
 
 LOG_ZERO = -1e5  # of one frame: finite, so that sums of it can be subtracted again
 IMPOSSIBLE = -1e9  # score of a token that cannot come
@@ -277,16 +277,19 @@ def logits_of_ctc_head(head: nn.Module, hidden_states: torch.Tensor) -> tuple[to
         CPU, part after part of a large vocabulary, each while the caches hold it.
     """
     plain = type(head) in (nn.Linear, OneDnnLinear) and "forward" not in vars(head) and not head._forward_hooks
-    if not plain or torch.is_grad_enabled() or not hidden_states.is_cpu or len(head.weight) <= TOKENS_AT_ONCE:
+    if not plain or torch.is_grad_enabled() or not hidden_states.is_cpu:
         return head(hidden_states), None
-    logits = hidden_states.new_empty(len(hidden_states), head.out_features, hidden_states.shape[1])  # [B, V, T]
+    weight, bias = cast(nn.Linear, head).weight, cast(nn.Linear, head).bias
+    if len(weight) <= TOKENS_AT_ONCE:
+        return head(hidden_states), None
+    logits = hidden_states.new_empty(len(hidden_states), len(weight), hidden_states.shape[1])  # [B, V, T]
     log_totals = []
     for states, of_utterance in zip(hidden_states, logits, strict=True):
         sums = []
-        for part in range(0, head.out_features, TOKENS_AT_ONCE):
+        for part in range(0, len(weight), TOKENS_AT_ONCE):
             tokens = slice(part, part + TOKENS_AT_ONCE)
-            bias = 0.0 if head.bias is None else head.bias[tokens, None]
-            torch.add(linear(head.weight[tokens], states), bias, out=of_utterance[tokens])
+            added = 0.0 if bias is None else bias[tokens, None]
+            torch.add(linear(weight[tokens], states), added, out=of_utterance[tokens])
             sums.append(of_utterance[tokens].float().logsumexp(dim=0))
         log_totals.append(torch.stack(sums).logsumexp(dim=0))
     return logits.transpose(1, 2), torch.stack(log_totals)

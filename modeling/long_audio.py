@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from .confidence_calibration import ConfidenceCalibration, ConfidenceCurve, fit_confidences
 from .mask_ctc import FILLING_ARGUMENTS, check_filling_arguments
 from .previous_text import PreviousTextPrompts, SaidBefore
+from .quick_inference import quick_inference
 from .speech_chunks import SpeechChunk, check_chunk_lengths, cut_at_silence, sounding_s
 from .speech_timestamps import METHODS, WORD, TimedWord, rows_of, time_words
 from .transcript_merging import (
@@ -339,7 +340,10 @@ class LongAudioTranscriber:
         self, chunks: Sequence[SpeechChunk], prompt_ids: Sequence[Sequence[int]] | None = None
     ) -> list[list[_Heard]]:
         """The hypotheses of each chunk, best first; `prompt_ids` are what the decoder is told before each."""
-        told = prompt_ids or [[] for _ in chunks]
+        with quick_inference(self.model):
+            return self._decode(chunks, prompt_ids or [[] for _ in chunks])
+
+    def _decode(self, chunks: Sequence[SpeechChunk], told: Sequence[Sequence[int]]) -> list[list[_Heard]]:
         rate = self.processor.sampling_rate
         samples = [chunk.samples for chunk in chunks]
         inputs = self.processor(audio=samples, sampling_rate=rate, return_tensors="pt").to(self.model.device)

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from .mask_predict import DEFAULT_LENGTH_CANDIDATES, predict_masked, untold_tokens
+from .quick_inference import quick_inference
 
 DEFAULT_THRESHOLD = 0.999  # of the paper
 DEFAULT_PASSES = 10  # of both
@@ -109,17 +110,18 @@ class MaskCtcMixin:
         audio = [named_inputs.pop(name, None) for name in ("input_values", "input_features")]
         if named_inputs:
             raise TypeError(f"generate_masked does not know {', '.join(sorted(named_inputs))}")
-        encoded = model._encode(*audio, attention_mask, encoder_outputs, {})
-        most = _most_tokens(model, max_new_tokens)
-        if length_candidates is not None or not _hears_tokens(model):
-            return predict_masked(model, encoded, length_candidates or DEFAULT_LENGTH_CANDIDATES, passes, most)
-        logits = model.ctc_head(encoded.last_hidden_state.to(model.ctc_head.weight.dtype))  # [B, T, V]
-        heard = greedy_with_confidence(logits.float().log_softmax(-1), encoded.attention_mask, model.ctc_blank)
-        heard = [(tokens[:most], scores[:most]) for tokens, scores in heard]
-        threshold = DEFAULT_THRESHOLD if threshold is None else threshold
-        laid_out = _lay_out(model.config, heard, threshold if passes > 0 else 0.0)
-        token_ids, real, doubtful = (one.to(logits.device) for one in laid_out)
-        return _fill_in(model, encoded, token_ids, real, doubtful, passes)
+        with quick_inference(model):
+            encoded = model._encode(*audio, attention_mask, encoder_outputs, {})
+            most = _most_tokens(model, max_new_tokens)
+            if length_candidates is not None or not _hears_tokens(model):
+                return predict_masked(model, encoded, length_candidates or DEFAULT_LENGTH_CANDIDATES, passes, most)
+            logits = model.ctc_head(encoded.last_hidden_state.to(model.ctc_head.weight.dtype))  # [B, T, V]
+            heard = greedy_with_confidence(logits.float().log_softmax(-1), encoded.attention_mask, model.ctc_blank)
+            heard = [(tokens[:most], scores[:most]) for tokens, scores in heard]
+            threshold = DEFAULT_THRESHOLD if threshold is None else threshold
+            laid_out = _lay_out(model.config, heard, threshold if passes > 0 else 0.0)
+            token_ids, real, doubtful = (one.to(logits.device) for one in laid_out)
+            return _fill_in(model, encoded, token_ids, real, doubtful, passes)
 
 
 def _hears_tokens(model: Any) -> bool:

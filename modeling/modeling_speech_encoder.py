@@ -18,7 +18,7 @@ from transformers.utils.generic import ModelOutput
 from ..configuration.configuration_speech_seq2seq import SpeechEncoderConfig
 from ..configuration.published_code import PublishesItsCode
 from .attention_outputs import asked_outputs, eager_attention
-from .onednn_linear_layers import onednn_linear_layers
+from .quick_inference import is_quick
 from .spec_augment import span_mask
 from .speech_encoders import Lengths, WholeArguments, layer_with_whole_arguments, speech_encoder_family
 
@@ -243,7 +243,7 @@ class SpeechEncoder(PublishesItsCode, PreTrainedModel):
         inputs, options = self._augment(inputs, attention_mask)
         asked = asked_outputs(self.config, output_attentions, output_hidden_states)
         heard = None if self._has_fixed_window else attention_mask
-        with eager_attention(self.backbone, bool(asked.get("output_attentions"))), onednn_linear_layers(self):
+        with eager_attention(self.backbone, bool(asked.get("output_attentions"))):
             if self._encodes_one_by_one(inputs, heard) and not any(asked.values()):
                 outputs = self._run_backbone_one_by_one(inputs, heard)
             else:
@@ -259,9 +259,7 @@ class SpeechEncoder(PublishesItsCode, PreTrainedModel):
 
     def _encodes_one_by_one(self, inputs: torch.Tensor, heard: torch.Tensor | None) -> bool:
         """Whether a CPU is done sooner with clip after clip: less padding, and states that its caches can hold."""
-        if self.training or torch.is_grad_enabled() or inputs.device.type != "cpu":
-            return False
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if not is_quick() or self.training or inputs.device.type != "cpu":
             return False
         if len(inputs) == 1 if heard is None else self._hears_padding:
             return False
@@ -272,7 +270,7 @@ class SpeechEncoder(PublishesItsCode, PreTrainedModel):
         """Whether the backbone normalises over a clip's time, padding included, as it does in its training."""
         return any(isinstance(module, nn.GroupNorm) for module in self.backbone.modules())
 
-    def _run_backbone_one_by_one(self, inputs: torch.Tensor, heard: torch.Tensor | None) -> ModelOutput:
+    def _run_backbone_one_by_one(self, inputs: torch.Tensor, heard: torch.Tensor | None) -> Any:
         """Encode clips without their padding, behind which there are zeros in place of frames."""
         time_dim = self.family.time_dim
         size = inputs.shape[time_dim]

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..configuration.configuration_speech_encoder_heads import SpeechEncoderForCTCConfig
 from .ctc_decoding import CtcHypothesis, greedy_ctc, prefix_beam_search
+from .quick_inference import quick_inference
 from .sequence_losses import IGNORED_LABEL, ctc_loss, normalizer
 from .speech_encoder_heads import SpeechEncoderHeadModel
 
@@ -153,7 +154,8 @@ class SpeechEncoderForCTC(SpeechEncoderHeadModel):
             For each clip its hypotheses, best first, one where `num_beams` is 1. Their `token_ids` hold no blanks and
             no repeats to join: decode them with `tokenizer.decode(token_ids, group_tokens=False)`.
         """
-        output = cast(SpeechEncoderForCTCOutput, self(input_values, attention_mask, input_features=input_features))
+        with quick_inference(self):
+            output = cast(SpeechEncoderForCTCOutput, self(input_values, attention_mask, input_features=input_features))
         log_probs = cast(torch.Tensor, output.logits).float().log_softmax(dim=-1)
         blank, mask = self.config.pad_token_id, output.attention_mask
         if num_beams == 1 and not search:

@@ -8,7 +8,6 @@ import copy
 import inspect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -41,9 +40,9 @@ from .long_audio import TranscribesAudio
 from .mask_ctc import MaskCtcMixin, see_both_sides
 from .mask_predict import LengthHead, length_loss
 from .modeling_speech_encoder import SpeechEncoder, SpeechEncoderOutput, asked_outputs, eager_attention
-from .onednn_linear_layers import onednn_linear_layers
 from .previous_text import PreviousTextMixin
 from .publishing import publish_pretrained
+from .quick_inference import quick_inference
 from .score_fusion import ScoreFusionMixin
 from .sequence_losses import IGNORED_LABEL, ctc_loss, decoder_cross_entropy, normalizer, transcript_tokens
 from .text_decoders import check_cross_attends, text_decoder_family
@@ -514,9 +513,7 @@ class SpeechSeq2SeqModel(
             given = cast(torch.Tensor, decoder_input_ids if decoder_input_ids is not None else decoder_inputs_embeds)
             decoder_attention_mask = see_both_sides(given, decoder_attention_mask, self.decoder.dtype)
         hidden_states = cast(torch.Tensor, encoded.last_hidden_state).to(self.decoder.dtype).contiguous()
-        # The steps of `generate` have them already.
-        layers = onednn_linear_layers(self.decoder) if past_key_values is None else nullcontext()
-        with eager_attention(self.decoder, bool(asked.get("output_attentions"))), layers:
+        with eager_attention(self.decoder, bool(asked.get("output_attentions"))):
             decoded = self.decoder(
                 input_ids=decoder_input_ids,
                 attention_mask=decoder_attention_mask,
@@ -792,7 +789,7 @@ class SpeechSeq2SeqModel(
         """
         if tokenizer is not None and tokenizer is not self._tokenizer:
             self._tokenizer, self._known_spelling = tokenizer, None
-        with torch.no_grad(), onednn_linear_layers(self):
+        with torch.no_grad(), quick_inference(self):
             return super().generate(*args, tokenizer=tokenizer, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> dict[str, Any]:

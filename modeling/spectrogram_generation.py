@@ -19,7 +19,7 @@ from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
 from .alignment_diagnostics import SpeechAlignment, WordTiming, align_speech
-from .onednn_linear_layers import onednn_linear_layers
+from .quick_inference import quick_inference
 from .spectrogram_decoder import Generators
 from .spectrogram_generation_config import SpectrogramGenerationConfig
 from .spectrogram_streams import SpeechStream, change_speed, evaluating, sound_of_frames, sped_up_length
@@ -321,7 +321,7 @@ class SpectrogramGenerationMixin:
         self._warn_of_no_voice(speaker_embeddings)
         sounding = self._vocoder_for(vocoder) if chosen.output_waveform else None
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        with evaluating(cast(nn.Module, self)), onednn_linear_layers(cast(nn.Module, self)):
+        with evaluating(cast(nn.Module, self)), quick_inference(cast(nn.Module, self)):
             encoded = cast(Any, self).encode(input_ids, attention_mask, **types)
             mask = encoded.attention_mask
             if mask is None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from .onednn_linear_layers import onednn_linear_layers
+from .quick_inference import quick_inference
 from .spectrogram_decoder import Postnet
 from .speech_vocoders import Vocoder
 
@@ -139,7 +139,7 @@ class SpeechStream(Iterator[torch.Tensor]):
         self._chunks = begin(self)
 
     def __next__(self) -> torch.Tensor:
-        with torch.no_grad(), evaluating(self._model), onednn_linear_layers(self._model):
+        with torch.no_grad(), evaluating(self._model), quick_inference(self._model):
             return next(self._chunks)
 
 

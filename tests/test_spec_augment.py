@@ -75,10 +75,7 @@ def encode(name, training, **fields):
         if isinstance(module, torch.nn.BatchNorm1d):
             module.eval()
     with torch.no_grad():
-        output = model.encoder(**audio(name, 9600, 16000))
-    if output.attention_mask is None:
-        return output.last_hidden_state
-    return output.last_hidden_state * output.attention_mask[..., None]  # what stands behind a clip is nothing
+        return model.encoder(**audio(name, 9600, 16000)).last_hidden_state
 
 
 WITHOUT_A_PLACE = {"moonshine"}  # it has no mask embedding, and its input is a waveform

@@ -25,6 +25,7 @@ from transformers import AutoModel, BertLMHeadModel, SpeechEncoderDecoderModel, 
 
 from speechgraft.modeling import modeling_speech_encoder
 from speechgraft.modeling.modeling_speech_seq2seq import SpeechSeq2SeqModel
+from speechgraft.modeling.quick_inference import quick_inference
 
 every_encoder = pytest.mark.parametrize("name", ENCODERS)
 WAVEFORMS = [name for name in ENCODERS if input_name(name) == "input_values"]
@@ -178,8 +179,9 @@ def test_long_clips_are_encoded_one_by_one_to_the_same_states(name, monkeypatch)
     encoder.backbone.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(args[0].shape[encoder.family.time_dim]), with_kwargs=True
     )
-    together = encoder(**batch)  # where gradients are wanted, clips stay together
-    with torch.no_grad():
+    with quick_inference(encoder):
+        together = encoder(**batch)  # where gradients are wanted, clips stay together
+    with torch.no_grad(), quick_inference(encoder):
         short = encoder(**batch)
         monkeypatch.setattr(modeling_speech_encoder, "LEAST_FRAMES_ALONE", 1)
         alone = encoder(**batch)

@@ -1,6 +1,7 @@
-"""Linear layers through oneDNN: PyTorch's own results, nothing kept, nothing left behind."""
+"""What generation does to be sooner done on CPUs: PyTorch's own results, nothing kept, nothing left behind."""
 
 import copy
+import platform
 import threading
 from typing import Any, cast
 
@@ -10,8 +11,8 @@ from tiny_models import audio, tiny_model
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from speechgraft.modeling import onednn_linear_layers as module
-from speechgraft.modeling.onednn_linear_layers import OneDnnLinear, onednn_linear_layers, onednn_product
+from speechgraft.modeling import quick_inference as module
+from speechgraft.modeling.quick_inference import OneDnnLinear, is_quick, onednn_product, quick_inference
 
 needs_onednn = pytest.mark.skipif(onednn_product() is None, reason="needs an x86 CPU and PyTorch's oneDNN operator")
 
@@ -36,13 +37,13 @@ def test_products_are_those_of_float64(shape, bias, products):
     torch.manual_seed(0)
     layer, states = nn.Linear(96, 200, bias=bias), torch.randn(shape)
     exact = copy.deepcopy(layer).double()(states.double())
-    with torch.no_grad(), onednn_linear_layers(layer):
+    with torch.no_grad(), quick_inference(layer):
         found = layer(states)
     assert found.shape == exact.shape and found.dtype == torch.float32
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     assert products == ([] if 0 in shape else [shape])
     strided = torch.randn(96, 7).T  # not contiguous
-    with torch.no_grad(), onednn_linear_layers(layer):
+    with torch.no_grad(), quick_inference(layer):
         torch.testing.assert_close(layer(strided), nn.functional.linear(strided, layer.weight, layer.bias))
 
 
@@ -53,7 +54,7 @@ def test_changed_weights_count_at_once():
         lambda: layer.weight.data.mul_(2),
         lambda: setattr(layer, "weight", nn.Parameter(torch.ones(8, 8))),
     ):
-        with torch.no_grad(), onednn_linear_layers(layer):
+        with torch.no_grad(), quick_inference(layer):
             layer(states)
             change()
             torch.testing.assert_close(layer(states), nn.functional.linear(states, layer.weight, layer.bias))
@@ -62,10 +63,10 @@ def test_changed_weights_count_at_once():
 @needs_onednn
 def test_what_needs_gradients_or_is_no_plain_float32_stays_as_it_was(products):
     layer, states = nn.Linear(8, 8), torch.randn(2, 8)
-    with onednn_linear_layers(layer):  # a gradient is wanted
+    with quick_inference(layer):  # a gradient is wanted
         layer(states).sum().backward()
     assert layer.weight.grad is not None
-    with torch.no_grad(), onednn_linear_layers(layer):
+    with torch.no_grad(), quick_inference(layer):
         with torch.enable_grad():
             layer(states).sum().backward()
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -75,9 +76,9 @@ def test_what_needs_gradients_or_is_no_plain_float32_stays_as_it_was(products):
         with pytest.raises(RuntimeError, match="dtype"):
             layer(states.double())
     for dtype in (torch.bfloat16, torch.float64):
-        with torch.no_grad(), onednn_linear_layers(layer.to(dtype)):
+        with torch.no_grad(), quick_inference(layer.to(dtype)):
             assert layer(states.to(dtype)).dtype == dtype
-    with torch.no_grad(), onednn_linear_layers(nn.Linear(8, 8, device="meta")) as nothing:
+    with torch.no_grad(), quick_inference(nn.Linear(8, 8, device="meta")) as nothing:
         assert nothing is None
     assert products == []
 
@@ -88,8 +89,8 @@ def test_layers_are_left_as_they_were_found(products):
     calls = []
     cast(Any, layers[1]).forward = lambda states: calls.append(states) or states  # as hooks of accelerate do
     try:
-        with torch.no_grad(), onednn_linear_layers(layers):
-            with onednn_linear_layers(layers):
+        with torch.no_grad(), quick_inference(layers):
+            with quick_inference(layers):
                 copied = copy.deepcopy(layers[0])
                 layers(torch.randn(1, 8))
             layers(torch.randn(1, 8))
@@ -97,7 +98,8 @@ def test_layers_are_left_as_they_were_found(products):
     except KeyError:
         pass
     assert [type(layer) for layer in layers] == [nn.Linear] * 2 and len(calls) == len(products) == 2
-    nn.init.zeros_(copied.weight), nn.init.zeros_(cast(torch.Tensor, copied.bias))
+    nn.init.zeros_(copied.weight)
+    nn.init.zeros_(cast(torch.Tensor, copied.bias))
     assert not copied(torch.ones(1, 8)).any()  # its own weights, not those of the layer that it was copied from
 
 
@@ -135,11 +137,11 @@ def test_threads_may_share_a_model():
 
 def test_other_machines_go_without(monkeypatch):
     onednn_product.cache_clear()
-    monkeypatch.setattr(module.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
     try:
         assert onednn_product() is None
         layer, states = nn.Linear(4, 4), torch.randn(1, 4)
-        with torch.no_grad(), onednn_linear_layers(layer):
+        with torch.no_grad(), quick_inference(layer):
             assert torch.equal(layer(states), nn.functional.linear(states, layer.weight, layer.bias))
     finally:
         onednn_product.cache_clear()
@@ -151,7 +153,17 @@ def test_compiled_layers_are_compiled_once(products):
     torch.compiler.reset()
     compiled, states = torch.compile(layer, backend=counter, fullgraph=True), torch.randn(2, 8)
     for _ in range(3):
-        with torch.no_grad(), onednn_linear_layers(layer):
+        with torch.no_grad(), quick_inference(layer):
             torch.testing.assert_close(compiled(states), nn.functional.linear(states, layer[0].weight, layer[0].bias))
     torch.compiler.reset()
     assert counter.frame_count == 1 and products == []
+
+
+def test_what_people_compare_with_the_native_class_is_left_alone(products):
+    model, inputs = tiny_model("wav2vec2-layer"), {"input_values": torch.randn(2, 48000)}  # 3 s
+    with torch.no_grad():
+        encoded = model.encoder(**inputs)
+        native = model.encoder.backbone(**inputs).last_hidden_state
+        assert torch.equal(encoded.last_hidden_state, model.encoder.projection(native))
+        model(encoder_outputs=encoded, decoder_input_ids=torch.tensor([[2, 7], [2, 7]]))
+    assert products == [] and not is_quick()

@@ -1,8 +1,9 @@
-"""Linear layers through oneDNN, where PyTorch would send them elsewhere: the same products, sooner.
+"""Generation on CPUs, sooner: what `generate()` and `transcribe()` may do, and a plain `forward` does not.
 
 On x86 CPUs PyTorch gives products of float32 to MKL, which on many of them takes up to twice as long as oneDNN, the
 library that its convolutions run on. Nothing is packed and nothing kept: weights stay where they are, so that whoever
-changes them gets the changed ones. Sums are taken in another order, so results differ in the last bits of float32.
+changes them gets the changed ones. Sums are taken in another order, so results differ from those of the native classes
+in the last bits of float32; those of `forward`, which people compare, do not.
 
 `torch.backends.mkldnn.flags(enabled=False)` leaves all to MKL.
 """
@@ -11,9 +12,12 @@ import functools
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import nn
+
+_QUICK: ContextVar[bool] = ContextVar("quick", default=False)
 
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
@@ -27,7 +31,7 @@ def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer while `onednn_linear_layers` is in force."""
+    """A linear layer while a `quick_inference` is in force."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., K] to [..., N]."""
@@ -35,23 +39,33 @@ class OneDnnLinear(nn.Linear):
 
 
 @contextmanager
-def onednn_linear_layers(module: nn.Module) -> Iterator[None]:
+def quick_inference(module: nn.Module) -> Iterator[None]:
     """Within it, linear layers that need no gradient and compute in float32 on the CPU do so by oneDNN.
 
     All others, and layers whose forward somebody else has replaced, stay as they are. Contexts may lie in each other,
     and threads may share the module. The layers change their class for that time, and nothing else.
     """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        yield
+        return
     changed = []
-    if not (torch.is_grad_enabled() or torch.compiler.is_compiling() or onednn_product() is None):
+    if onednn_product() is not None:
         for layer in module.modules():
             if type(layer) is nn.Linear and "forward" not in vars(layer) and _is_plain(layer.weight):
                 layer.__class__ = OneDnnLinear
                 changed.append(layer)
+    before = _QUICK.set(True)
     try:
         yield
     finally:
+        _QUICK.reset(before)
         for layer in changed:
             layer.__class__ = nn.Linear
+
+
+def is_quick() -> bool:
+    """Whether a `quick_inference` is in force, so that the last bits do not matter."""
+    return not torch.compiler.is_compiling() and _QUICK.get() and not torch.is_grad_enabled()
 
 
 def _computes_plainly(states: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -89,4 +103,4 @@ def onednn_product() -> Product | None:
     return product if right else None
 
 
-__all__ = ["OneDnnLinear", "linear", "onednn_linear_layers", "onednn_product"]
+__all__ = ["OneDnnLinear", "is_quick", "linear", "onednn_product", "quick_inference"]
