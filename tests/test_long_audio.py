@@ -85,7 +85,7 @@ class ScriptedTranscriber(LongAudioTranscriber):
 
     def __init__(self, **options: Any):
         model: Any = SimpleNamespace(ctc_head=None, generation_config=SimpleNamespace(num_beams=1))
-        model.agree_on_token_ids = lambda: None
+        model.agree_on_token_ids, model.modules = (lambda: None), (lambda: iter(()))
         super().__init__(model, FakeProcessor(), TranscriptionOptions(**options))
         self.chunks: list[SpeechChunk] = []
 
@@ -543,17 +543,12 @@ def test_a_long_recording_is_recognised_about_as_well_as_its_parts(pretrained_fo
     with open(recordings / "validation" / "metadata.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     np.random.default_rng(0).shuffle(rows)
-    parts, texts = [], []
-    for row in rows:
-        part = load_audio(recordings / "validation" / row["file_name"])
-        if len(part) > 3 * RATE and sum(map(len, parts)) < 180 * RATE:
-            parts.append(part)
-            texts.append(row["text"])
+    parts = [load_audio(recordings / "validation" / row["file_name"]) for row in rows]  # 13.6 minutes
+    texts = [row["text"] for row in rows]
     normalize = get_normalizer("basic")
     heard = [normalize(one.text) for one in model.transcribe(parts, processor, timestamps=None)]
     of_parts = pooled_errors([normalize(text) for text in texts], heard)
     whole = model.transcribe(np.concatenate(parts), processor)
-    assert whole.duration_s >= 180
+    assert whole.duration_s >= 800
     together = count_errors(normalize(" ".join(texts)), normalize(whole.text))
-    # Of so few words (444) the rates differ by 0.01, one standard error, whatever the truth; docs/results.md has more.
-    assert together.rate <= 1.1 * of_parts.rate + 0.02, f"{together.rate:.3f}, of the parts {of_parts.rate:.3f}"
+    assert together.rate <= 1.1 * of_parts.rate, f"{together.rate:.3f}, of the parts {of_parts.rate:.3f}"
