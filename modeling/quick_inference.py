@@ -13,6 +13,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -61,7 +62,7 @@ def quick_inference(module: nn.Module) -> Iterator[None]:
         _QUICK.reset(before)
         for layer in changed:
             if type(layer) is OneDnnLinear:  # and not what somebody else made of it in the meantime
-                layer.__class__ = nn.Linear
+                cast(Any, layer).__class__ = nn.Linear
 
 
 def is_quick() -> bool:
