@@ -252,6 +252,7 @@ class PhraseBiasLogitsProcessor(LogitsProcessor):
         self.trie = PhraseTrie(_with_weights(phrases, weight), getattr(phrases, "joints", None))
         self.prompt_length = prompt_length
         self._states: dict[tuple[int, ...], PhraseState] = {(): self.trie.start()}
+        self._joining: torch.Tensor | None = None  # see `_carrying_on`
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Ids [N, S] and scores [N, V] to scores [N, V]."""
@@ -281,10 +282,16 @@ class PhraseBiasLogitsProcessor(LogitsProcessor):
         lost = [(one.going_on - one.beginning) * states[row].in_word for one, row in zip(each, said, strict=True)]
         if not any(lost):
             return added
-        joining = np.asarray(self.trie.joints.left)[: scores.shape[-1]] if self.trie.joints is not None else []
-        carries_on = scores.new_zeros(scores.shape[-1])
-        carries_on[: len(joining)] = torch.as_tensor(joining).to(carries_on)
-        return added + scores.new_tensor(lost)[:, None] * carries_on
+        return added + scores.new_tensor(lost)[:, None] * self._carrying_on(scores)
+
+    def _carrying_on(self, scores: torch.Tensor) -> torch.Tensor:
+        """[V], 1 where a token carries a word on, else 0; on the device and in the precision of the scores."""
+        held = self._joining
+        if held is None or held.shape[0] != scores.shape[-1] or held.device != scores.device:
+            joining = self.trie.joints.left[: scores.shape[-1]] if self.trie.joints is not None else np.zeros(0)
+            held = self._joining = scores.new_zeros(scores.shape[-1])
+            held[: len(joining)] = torch.as_tensor(np.asarray(joining)).to(held)
+        return held.to(scores.dtype)
 
     def _follow(self, said: tuple[int, ...]) -> PhraseState:
         """The state of a hypothesis, from the one that it extends where that was seen last."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..modeling.long_audio import LongAudioTranscriber, Transcription, TranscriptionOptions
+from ..modeling.quick_inference import quick_inference
 from ..modeling.speech_timestamps import score_texts
 from ..processing.audio_files import AudioError, audio_duration_s, load_audio
 from ..processing.processing_speech_seq2seq import SpeechSeq2SeqProcessor
@@ -191,7 +192,8 @@ class Transcriber:
     def _fill_in(self, inputs: Any) -> tuple[list[str], list[float]]:
         """As `_generate`, by a decoder that fills in masked tokens."""
         options = self.options
-        encoded = self.model.get_encoder()(**inputs)
+        with quick_inference(self.model):
+            encoded = self.model.get_encoder()(**inputs)
         sequences = self.model.generate_masked(
             encoder_outputs=encoded, max_new_tokens=options.max_new_tokens, **options.generate_kwargs
         )
